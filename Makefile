@@ -1,0 +1,55 @@
+# Every target sets itself up, in .venv, from a bare clone: Python 3.10 or later and make are all it takes.
+#
+#     make test                     with the python3 that is first on PATH
+#     make test PYTHON=python3.12   with another, after `make clean`
+
+PYTHON ?= python3
+
+BIN := $(CURDIR)/.venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help: ## say what the targets do
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: $(INSTALLED) ## run examples/site.py twice through @agent/loopback; the second run must change nothing
+	@directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && cd "$$directory" && \
+	set -- @agent/loopback '$(CURDIR)/examples/site.py' --data site_dir="$$directory/site" && \
+	printf '\n%s\n\n' '### First run' && \
+	'$(BIN)/pyinfra' -y "$$@" && \
+	printf '\n%s\n\n' '### Second run' && \
+	'$(BIN)/pyinfra' -y --json "$$@" > second-run.json && \
+	'$(BIN)/python' '$(CURDIR)/examples/no_changes.py' second-run.json
+
+# One process per line. trio cannot run in a process that gevent has patched, so agent and connector are apart; and a
+# directory that has lost its tests fails here (pytest exits with 5) instead of hiding behind the others.
+test: $(INSTALLED) ## run every test
+	@'$(BIN)/pytest' tests/protocol
+	@'$(BIN)/pytest' tests/agent
+	@'$(BIN)/pytest' tests/connector
+	@'$(BIN)/pytest' tests/test_packaging.py
+	@'$(BIN)/pytest' tests/e2e
+
+lint: $(INSTALLED) ## check style, formatting, types and who imports whom
+	@'$(BIN)/ruff' check
+	@'$(BIN)/ruff' format --check
+	@'$(BIN)/mypy'
+	@'$(BIN)/lint-imports'
+
+bench: $(INSTALLED) ## measure against SSH, the short form
+	@'$(BIN)/python' bench/run.py
+
+clean: ## remove .venv and what the tools left behind
+	rm -rf .venv dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find agent bench connector examples protocol tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip 25.1 is the first that knows --group, and a new environment has whatever came with its Python.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed: make PYTHON=...")'
+	@echo 'Installing into .venv ...'
+	@$(PYTHON) -m venv .venv
+	@'$(BIN)/pip' install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@'$(BIN)/pip' install --quiet --editable '.[agent,connector]' --group dev
+	@touch '$@'

@@ -1,0 +1,137 @@
+"""From pyinfra's command and arguments to what travels: an argv, the few variables it needs, and a text to show.
+
+A target starts an argv; @ssh hands one string to a shell. Where that string is one plain command (sudo, its options,
+`sh -c SCRIPT`), its words are sent as they are and the outer shell is saved. Where it needs a shell (su with a
+password, `-s $(command -v bash)`, a `_shell_executable` with syntax in it), it goes to `sh -c` whole, as with @local.
+
+Passwords never stand in an argv, which every user of the target can read. pyinfra prefixes the command with
+`env PYINFRA_SUDO_PASSWORD=...`; here such assignments become variables of the request. Values of `_env`, hidden or not,
+are part of the script that pyinfra builds (sudo would drop them otherwise) and stand in sh's argv, as with @ssh.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from pyinfra.api import StringCommand
+from pyinfra.connectors.util import make_unix_command_for_host
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pyinfra.api import Host, State
+
+__all__ = ["Invocation", "build_invocation", "plain_words"]
+
+_SU_PASSWORD: Final = "PYINFRA_SU_PASSWORD"
+_ASKPASS_VARIABLES: Final = ("SUDO_ASKPASS", "PYINFRA_SUDO_PASSWORD", _SU_PASSWORD)
+_DEFAULT_SHELL: Final = "sh"
+
+# A command that a shell only splits and unquotes (POSIX.1-2017, XCU 2.2). No alternative can start where another does
+# and none repeats inside, so a failed match costs linear time.
+_PLAIN: Final = re.compile(
+    r"""
+    (?: [^|&;<>()$`*?\[\]~{}!^\\"'=#\n\r]        # anything without a meaning in any of the usual shells
+      | (?<![ \t]) (?<!\A) [=#]                   # they act in front of a word only, but see _ASSIGNMENT
+      | '[^']*'
+      | "(?: [^"$`\\] | \\["\\] )*"               # before other characters the backslash would stay (XCU 2.2.3)
+      | \\[^\n]                                  # before a newline it joins two lines
+    )*
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_ASSIGNMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\+?=")
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """One command as it is asked of an agent.
+
+    Attributes:
+        argv: the program and its arguments; free of pyinfra's passwords.
+        env: variables beside the target's own; holds the passwords, so it must not be shown or logged.
+        masked: the command as pyinfra prints it, with hidden values masked.
+    """
+
+    argv: list[str]
+    env: dict[str, str]
+    masked: str
+
+    def __repr__(self) -> str:
+        # Neither argv (hidden values of `_env`) nor env may reach a log through a traceback or a debugger's print.
+        return f"Invocation({self.masked!r})"
+
+
+def build_invocation(state: State, host: Host, command: StringCommand, arguments: Mapping[str, Any]) -> Invocation:
+    """Return what to run for *command* with pyinfra's connector *arguments*, without the control arguments.
+
+    Call it inside the closure that `execute_command_with_sudo_retry` calls: a retry has a password that the first
+    attempt had not. It may run commands on *host*, to put pyinfra's askpass script there.
+
+    Raises:
+        PyinfraError: the askpass script could not be made.
+    """
+    arguments = dict(arguments)
+    whole = make_unix_command_for_host(state, host, command, **arguments)
+    masked = str(whole)
+    if arguments.get("_su_user"):
+        return _invocation_of_su(whole, masked)
+    if any(arguments.get(key) for key in ("_sudo", "_doas", "_dzdo")):
+        env, bits = _take_assignments(whole.bits)
+        raw = _raw(bits)
+        return Invocation(plain_words(raw) or [_DEFAULT_SHELL, "-c", raw], env, masked)
+    # The shell as pyinfra reads it: absent or no string means sh, None means that there is none.
+    shell = arguments.get("_shell_executable", _DEFAULT_SHELL)
+    if shell is not None:
+        words = plain_words(shell if isinstance(shell, str) else _DEFAULT_SHELL)
+        if words:
+            script = make_unix_command_for_host(state, host, command, **{**arguments, "_shell_executable": None})
+            return Invocation([*words, "-c", script.get_raw_value()], {}, masked)
+    return Invocation([_DEFAULT_SHELL, "-c", whole.get_raw_value()], {}, masked)
+
+
+def plain_words(raw: str) -> list[str] | None:
+    """Return the words of the shell command *raw*, or None if a shell would do more with it than split and unquote."""
+    if not _PLAIN.fullmatch(raw):
+        return None
+    words = shlex.split(raw)
+    # In front of the program's name NAME=value is no word but an assignment.
+    return words if words and not _ASSIGNMENT.match(words[0]) else None
+
+
+def _invocation_of_su(whole: StringCommand, masked: str) -> Invocation:
+    env, bits = _take_assignments(whole.bits)
+    raw = _raw(bits)
+    if _SU_PASSWORD in env:
+        # [sudo, doas or dzdo and its options] ASKPASS | su USER ...
+        # What stands before ASKPASS would only print the password with other rights, and take our variable away from
+        # it; the script is readable by everybody, so it runs without. su does not get to see the password's variable,
+        # because with -m it would hand it on to the command.
+        bar = bits.index("|")
+        raw = f"{_raw(bits[bar - 1 : bar])} | env -u {_SU_PASSWORD} {_raw(bits[bar + 1 :])}"
+        env = {_SU_PASSWORD: env[_SU_PASSWORD]}
+    return Invocation([_DEFAULT_SHELL, "-c", raw], env, masked)
+
+
+def _take_assignments(bits: Sequence[object]) -> tuple[dict[str, str], list[object]]:
+    """Return the askpass variables that `env` sets in *bits*, and *bits* without those calls of `env`."""
+    env: dict[str, str] = {}
+    rest: list[object] = []
+    after_env = False
+    for bit in bits:
+        name, _, value = _raw([bit]).partition("=") if after_env else ("", "", "")
+        if name in _ASKPASS_VARIABLES:
+            if rest[-1:] == ["env"]:
+                rest.pop()
+            env[name] = "".join(shlex.split(value))
+            continue
+        rest.append(bit)
+        after_env = bit == "env"
+    return env, rest
+
+
+def _raw(bits: Sequence[object]) -> str:
+    return StringCommand(*bits).get_raw_value()

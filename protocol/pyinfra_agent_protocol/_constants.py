@@ -1,0 +1,66 @@
+"""Numbers of the protocol above the record layer, each named once.
+
+The first block is specification: a peer must agree with it (SPEC.md).  The second block is ours to
+tune: another implementation may choose otherwise and still interoperate.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- specification: both peers must agree (SPEC.md sections 5 to 9) ---
+
+#: Default TCP port of an agent.
+DEFAULT_PORT: Final = 7963
+
+#: Plaintext of one record: 65,535 bytes of record less the 16 of the tag (SPEC.md section 5).
+RECORD_PLAINTEXT_MAX_BYTES: Final = 65_519
+
+#: Type, stream, channel and length in front of each frame's body (SPEC.md section 6).
+FRAME_HEADER_BYTES: Final = 8
+
+#: The longest body of a frame: a frame never crosses a record.
+FRAME_BODY_MAX_BYTES: Final = RECORD_PLAINTEXT_MAX_BYTES - FRAME_HEADER_BYTES
+
+#: What either side may send on a new channel before it is granted more (SPEC.md section 8).
+WINDOW_INITIAL_BYTES: Final = 128 * 1024
+
+#: Length of a session's identifier, chosen by the controller at random.
+SESSION_ID_BYTES: Final = 16
+
+#: Channel identifiers are unsigned 32-bit numbers from 1; 0 is the session itself.
+CHANNEL_ID_MAX: Final = 2**32 - 1
+
+#: Nesting of a message: deeper ones are refused before they are looked at.
+MESSAGE_DEPTH_MAX: Final = 4
+
+# --- implementation: ours to tune ---
+
+#: Channels that may be open, or ended and not yet acknowledged, in one session.
+CHANNELS_MAX: Final = 256
+
+#: What one channel's window may grow to: 8 MiB over 50 ms are 160 MB/s.
+WINDOW_MAX_BYTES: Final = 8 * 1024 * 1024
+
+#: Windows of one session beyond the initial ones; no growth above it.
+SESSION_BUDGET_BYTES: Final = 32 * 1024 * 1024
+
+#: The same over all sessions of one agent.
+AGENT_BUDGET_BYTES: Final = 256 * 1024 * 1024
+
+#: Frames kept for a peer that does not acknowledge; no new DATA is sent above it.
+RETAINED_MAX_BYTES: Final = 32 * 1024 * 1024
+
+#: Bytes that a channel may hold that were not yet written to the link.
+QUEUE_MAX_BYTES: Final = 256 * 1024
+
+#: A DATA body when one channel has the link for itself.  A little below what a record holds, so
+#: that an ACK or a CREDIT in front of it does not split the chunk.
+DATA_BODY_BYTES: Final = 65_280
+
+#: A DATA body while another channel waits: 16 KiB leave the other one's command undelayed.
+DATA_BODY_SHARED_BYTES: Final = 16 * 1024
+
+#: Frames or bytes received after which an ACK is sent although nothing else is.
+ACK_EVERY_FRAMES: Final = 32
+ACK_EVERY_BYTES: Final = 256 * 1024

@@ -1,0 +1,136 @@
+"""Flow control as arithmetic: how much may be sent, how much may be granted (SPEC.md section 8).
+
+Limits are absolute: bytes since the channel was opened, never differences.  Restating one after a
+resume is therefore harmless, and none can be lost or counted twice.
+
+The sender says BLOCKED when it has data and no credit.  This is the whole evidence that a window is
+too small for its path, and needs no clock: a reader that has nothing left to read and a peer that
+waits for credit means that the credit was on its way too long.  The window then doubles, out of a
+budget.  A reader that lags leaves its window as it is: a larger one would only fill memory.
+"""
+
+from __future__ import annotations
+
+from ._constants import WINDOW_INITIAL_BYTES, WINDOW_MAX_BYTES
+from ._errors import WindowExceeded
+
+__all__ = ["Budget", "ReceiveWindow", "SendWindow"]
+
+
+class Budget:
+    """Bytes that windows may grow by, shared by all who were given this object.
+
+    A session's budget has the agent's as its parent: growth must fit both.
+    """
+
+    def __init__(self, total_bytes: int, parent: Budget | None = None) -> None:
+        self.total_bytes = total_bytes
+        self.reserved_bytes = 0
+        self._parent = parent
+
+    def reserve(self, count: int) -> bool:
+        """Take *count* bytes if all of them are there; tell whether they were."""
+        if self.reserved_bytes + count > self.total_bytes:
+            return False
+        if self._parent is not None and not self._parent.reserve(count):
+            return False
+        self.reserved_bytes += count
+        return True
+
+    def release(self, count: int) -> None:
+        """Give back *count* bytes that were reserved."""
+        self.reserved_bytes -= count
+        if self._parent is not None:
+            self._parent.release(count)
+
+
+class SendWindow:
+    """What the peer lets us send on one channel, and how much of it is used."""
+
+    def __init__(self) -> None:
+        self.limit = WINDOW_INITIAL_BYTES
+        self.sent = 0
+        self._blocked_at = -1
+
+    @property
+    def available(self) -> int:
+        """Bytes of DATA that may still be sent; never negative."""
+        return self.limit - self.sent
+
+    def use(self, count: int) -> None:
+        """Note that *count* bytes, at most `available`, were sent."""
+        self.sent += count
+
+    def grant(self, limit: int) -> bool:
+        """Take a CREDIT; tell whether it allows more than before.  A restated one changes nothing."""
+        if limit <= self.limit:
+            return False
+        self.limit = limit
+        return True
+
+    def note_blocked(self) -> bool:
+        """Tell whether BLOCKED is to be sent: once for each limit that was reached."""
+        if self.available or self._blocked_at == self.limit:
+            return False
+        self._blocked_at = self.limit
+        return True
+
+    def forget_blocked(self) -> None:
+        """Say BLOCKED again on a new link: the old one may have lost it."""
+        self._blocked_at = -1
+
+
+class ReceiveWindow:
+    """What we let the peer send on one channel; grown when the path is longer than the window."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.limit = WINDOW_INITIAL_BYTES
+        self.received = 0
+        self.consumed = 0
+        self.size = WINDOW_INITIAL_BYTES
+        self._budget = budget
+        self._peer_waits = False
+
+    @property
+    def buffered(self) -> int:
+        """Bytes received and not yet consumed."""
+        return self.received - self.consumed
+
+    def receive(self, count: int) -> None:
+        """Note *count* bytes of DATA.
+
+        Raises:
+            WindowExceeded: the peer was not granted so many; nothing was noted.
+        """
+        if self.received + count > self.limit:
+            raise WindowExceeded(f"{self.received + count} bytes on a channel that was granted {self.limit}")
+        self.received += count
+
+    def receive_blocked(self) -> int | None:
+        """Take a BLOCKED; return a limit to announce, or None."""
+        self._peer_waits = True
+        return self._next_limit()
+
+    def consume(self, count: int) -> int | None:
+        """Note that the reader took *count* bytes; return a limit to announce, or None."""
+        self.consumed += count
+        return self._next_limit()
+
+    def close(self) -> None:
+        """Give what the window grew by back to the budget."""
+        self._budget.release(self.size - WINDOW_INITIAL_BYTES)
+        self.size = WINDOW_INITIAL_BYTES
+
+    def _next_limit(self) -> int | None:
+        if self._peer_waits and not self.buffered:
+            self._peer_waits = False
+            if self.size < WINDOW_MAX_BYTES and self._budget.reserve(self.size):
+                self.size *= 2
+        # Half a window is the usual compromise: fewer CREDITs, and none comes too late.
+        elif self.limit - self.consumed > self.size // 2:
+            return None
+        limit = self.consumed + self.size
+        if limit <= self.limit:
+            return None
+        self.limit = limit
+        return limit
