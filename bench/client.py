@@ -6,6 +6,7 @@ import json
 import select
 import subprocess
 import sys
+import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from peers import Peer
+    from plan import Effort
 
 WORKER: Final = Path(__file__).with_name("worker.py")
 ANSWER_WITHIN_S: Final = 180.0
@@ -96,11 +98,14 @@ def workers(peers: Sequence[Peer], figure: str, place: Place, lab: Lab) -> Itera
 
 
 def interleaved(
-    clients: Sequence[WorkerClient], rounds: int, ask: Callable[[WorkerClient], Answer | None]
+    clients: Sequence[WorkerClient], effort: Effort, ask: Callable[[WorkerClient], Answer | None]
 ) -> Mapping[str, list[Answer]]:
-    """Ask all peers in turn, so many rounds, each round beginning with the next: drift then hits all alike."""
+    """Ask all peers in turn, round by round, each round beginning with the next: drift then hits all alike."""
+    deadline = time.monotonic() + effort.budget_s
     answers: dict[str, list[Answer]] = {client.label: [] for client in clients}
-    for number in range(rounds):
+    for number in range(effort.rounds):
+        if number and time.monotonic() > deadline:
+            break
         first = number % len(clients) if clients else 0
         for client in [*clients[first:], *clients[:first]]:
             answer = ask(client)

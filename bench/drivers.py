@@ -53,7 +53,7 @@ class PyinfraDriver:
         # A run makes one state and connects once: so does every connection here.
         inventory = Inventory(([self._name], {}), override_data=dict(self._settings))  # type: ignore[no-untyped-call]
         self._state = State(inventory, Config())  # type: ignore[no-untyped-call]
-        connect_all(self._state)  # type: ignore[no-untyped-call]
+        connect_all(self._state)
         (self._host,) = self._state.activated_hosts
 
     def close(self) -> None:

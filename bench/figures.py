@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import procfs
 from client import Answer, WorkerClient, interleaved
 from peers import REFERENCE
-from plan import BUDGET_S, PUT_BYTES, ROUND_TRIP_S, STREAM_BYTES, STREAM_LINE_BYTES, Effort
+from plan import BUDGET_S, ONCE, PUT_BYTES, ROUND_TRIP_S, STREAM_BYTES, STREAM_LINE_BYTES, Effort
 from procfs import KIB, MIB
 from tables import ABSENT, number, quartiles, table
 
@@ -48,10 +48,8 @@ class Section:
 
 def connect(clients: Sequence[WorkerClient], effort: Effort) -> list[Section]:
     """Cold connections, both alone and until `true` has answered."""
-    interleaved(clients, 1, lambda client: client.ask("connect", count=1, budget_s=BUDGET_S))  # imports, first trust
-    answers = interleaved(
-        clients, effort.rounds, lambda client: client.ask("connect", count=effort.count, budget_s=BUDGET_S)
-    )
+    interleaved(clients, ONCE, lambda client: client.ask("connect", count=1, budget_s=BUDGET_S))  # imports, first trust
+    answers = interleaved(clients, effort, lambda client: client.ask("connect", count=effort.count, budget_s=BUDGET_S))
     answered = _samples(answers, "answered_s")
     connected = _samples(answers, "connected_s")
     return [
@@ -66,10 +64,8 @@ def connect(clients: Sequence[WorkerClient], effort: Effort) -> list[Section]:
 
 def command(clients: Sequence[WorkerClient], effort: Effort) -> list[Section]:
     """`true` on a connection that is there."""
-    interleaved(clients, 1, _warm_up)
-    answers = interleaved(
-        clients, effort.rounds, lambda client: client.ask("command", count=effort.count, budget_s=BUDGET_S)
-    )
+    interleaved(clients, ONCE, _warm_up)
+    answers = interleaved(clients, effort, lambda client: client.ask("command", count=effort.count, budget_s=BUDGET_S))
     samples = _samples(answers, "s")
     return [Section("`true`, one after another", _times(clients, samples), {"command": _medians(samples)})]
 
@@ -77,7 +73,7 @@ def command(clients: Sequence[WorkerClient], effort: Effort) -> list[Section]:
 def puts(clients: Sequence[WorkerClient], effort: Effort, lab: Lab) -> list[Section]:
     """Many small uploads to distinct files, one after another."""
     local = _file(lab, PUT_BYTES)
-    interleaved(clients, 1, _warm_up)
+    interleaved(clients, ONCE, _warm_up)
 
     def ask(client: WorkerClient) -> Answer | None:
         directory = lab.files / "puts"
@@ -90,7 +86,7 @@ def puts(clients: Sequence[WorkerClient], effort: Effort, lab: Lab) -> list[Sect
         finally:
             shutil.rmtree(directory)
 
-    samples = _samples(interleaved(clients, effort.rounds, ask), "s")
+    samples = _samples(interleaved(clients, effort, ask), "s")
     rates = {label: [1 / statistics.fmean(taken)] for label, taken in samples.items() if taken}
     reference = rates.get(REFERENCE, [None])[0]
     rows = [
@@ -112,7 +108,7 @@ def puts(clients: Sequence[WorkerClient], effort: Effort, lab: Lab) -> list[Sect
 
 def copy(clients: Sequence[WorkerClient], sizes: Mapping[int, Effort], lab: Lab) -> list[Section]:
     """Files to the target and back, with what both sides' memory grows by."""
-    interleaved(clients, 1, _warm_up)
+    interleaved(clients, ONCE, _warm_up)
     _warm_up_copies(clients, lab)
     rows: list[list[str]] = []
     values: dict[str, Mapping[str, float]] = {}
@@ -152,9 +148,9 @@ def copy(clients: Sequence[WorkerClient], sizes: Mapping[int, Effort], lab: Lab)
 
 def stream(clients: Sequence[WorkerClient], effort: Effort) -> list[Section]:
     """Much output of one command, which pyinfra keeps line by line."""
-    interleaved(clients, 1, _warm_up)
+    interleaved(clients, ONCE, _warm_up)
     script = f"yes {'x' * (STREAM_LINE_BYTES - 1)} | head -c {STREAM_BYTES}"
-    answers = interleaved(clients, effort.rounds, lambda client: client.ask("stream", script=script))
+    answers = interleaved(clients, effort, lambda client: client.ask("stream", script=script))
     rates = {
         label: [answer["bytes"] / answer["s"] / 1e6 for answer in given if answer["bytes"] == STREAM_BYTES]
         for label, given in answers.items()
@@ -196,10 +192,10 @@ def round_trips(clients: Sequence[WorkerClient], effort: Effort, lab: Lab, net: 
         )
 
     net.set_round_trip(0)
-    interleaved(clients, 1, ask)
-    near = interleaved(clients, effort.rounds, ask)
+    interleaved(clients, ONCE, ask)
+    near = interleaved(clients, effort, ask)
     net.set_round_trip(ROUND_TRIP_S)
-    far = interleaved(clients, effort.rounds, ask)
+    far = interleaved(clients, effort, ask)
     net.set_round_trip(0)  # so that closing does not wait
     values: dict[str, dict[str, float]] = {}
     rows = []
@@ -256,7 +252,7 @@ def _copy_one(
                 return None
         return answer
 
-    answers = interleaved(clients, effort.rounds, ask)
+    answers = interleaved(clients, effort, ask)
     seconds = _samples(answers, "s")
     return {
         label: _Copies(
@@ -276,8 +272,8 @@ def _warm_up(client: WorkerClient) -> Answer | None:
 def _warm_up_copies(clients: Sequence[WorkerClient], lab: Lab) -> None:
     """Have the peers open what they keep open for copies: @ssh starts its SFTP channel at the first one."""
     local = _file(lab, PUT_BYTES)
-    _copy_one(clients, "put", local, Effort(1, 1), lab)
-    _copy_one(clients, "get", local, Effort(1, 1), lab)
+    _copy_one(clients, "put", local, ONCE, lab)
+    _copy_one(clients, "get", local, ONCE, lab)
     local.unlink()
 
 

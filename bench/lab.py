@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import site
 import socket
 import subprocess
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -100,7 +101,7 @@ def server(
         _wait_listening(process, port, log)
         yield process
     finally:
-        stop(process)
+        _stop_with_descendants(process)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -111,6 +112,14 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def _stop_with_descendants(process: subprocess.Popen[bytes]) -> None:
+    # A session whose peer went without a word, as behind a wire that is taken down, would wait for it for hours.
+    for pid in procfs.process_tree(process.pid)[1:]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    stop(process)
 
 
 def _wait_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

@@ -16,10 +16,11 @@ PACKAGES: Final = ("pyinfra", "paramiko", "gevent", "msgpack", "pynacl", "trio",
 
 def facts() -> str:
     """A markdown list."""
+    release = platform.release().partition("-")[0]  # behind the dash is who built it
     lines = {
         "Processor": f"{len(os.sched_getaffinity(0))} cores, {_processor()}",
         "Memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // MIB:,} MiB",
-        "Kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "Kernel": f"{platform.system()} {release} {platform.machine()}",
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
         "Packages": ", ".join(f"{name} {found}" for name in PACKAGES if (found := _version(name))),
         "OpenSSH": _openssh(),

@@ -57,7 +57,7 @@ class Servers:
         return self._sshd
 
     def ssh(self) -> Peer:
-        """pyinfra's own SSH connector: the reference."""
+        """The SSH connector of pyinfra itself: the reference."""
         sshd = self._ssh_server()
         settings: dict[str, str | int] = {
             "ssh_port": sshd.port,
@@ -75,7 +75,7 @@ class Servers:
         return Peer("@agent", "pyinfra", f"@agent/{agent.address}:{agent.port}", settings, agent.pid)
 
     def local(self) -> Peer:
-        """pyinfra's connector without a network."""
+        """The connector of pyinfra that needs no network."""
         return Peer("@local", "pyinfra", "@local", figures=EVERY_FIGURE - {"round-trips"})
 
     def scp(self) -> Peer:

@@ -163,6 +163,11 @@ class Process:
         state = "running" if self._exit is None else repr(self._exit)
         return f"<Process {self.pid}: {state}>"
 
+    @property
+    def exit(self) -> Exit | None:
+        """How the main process ended, or None while it runs."""
+        return self._exit
+
     async def wait(self) -> Exit:
         """Wait until the main process has exited. Its outputs may still have something to say."""
         await self._exited.wait()

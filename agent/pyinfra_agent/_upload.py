@@ -11,8 +11,8 @@ How a file is written, in order of preference:
     there on. `Litter` remembers the name, so that a killed agent's are removed when it starts again.
 3.  **In place**, as `cp` writes, where another file cannot stand in for the old one: it has other hard links, is a
     mount point, is in a directory that we may not change, has an owner or attribute that we cannot give to another
-    file, or is a device; or where the caller says so. All data is spooled and verified first, so a transfer that fails leaves
-    the old file, and space is reserved before the first byte is overwritten.
+    file, or is a device; or where the caller says so. All data is spooled and verified first, so a transfer that fails
+    leaves the old file, and space is reserved before the first byte is overwritten.
 
 A target that is a symbolic link is followed by hand, one link at a time, so that the directory is one that we hold open
 and cannot be exchanged between the temporary file and the rename.

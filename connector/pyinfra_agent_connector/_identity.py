@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pyinfra_agent_protocol.keys import KeyFormatError, KeyPair, format_secret, parse_secret
+from pyinfra_agent_protocol import KeyFormatError
+from pyinfra_agent_protocol.keys import KeyPair, format_secret, parse_secret
 
 __all__ = ["Identity", "IdentityError", "agent_home", "load_or_create"]
 

@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import gevent
-from pyinfra_agent_protocol.keys import KeyFormatError, check_public, fingerprint, format_public, parse_public
+
+from pyinfra_agent_protocol import KeyFormatError
+from pyinfra_agent_protocol.keys import check_public, fingerprint, format_public, parse_public
 
 from ._names import BadAgentName, parse_pin_name
 

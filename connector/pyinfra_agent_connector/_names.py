@@ -19,9 +19,10 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["DEFAULT_PORT", "AgentName", "BadAgentName", "NameKind", "parse_agent_name", "parse_pin_name", "pin_name"]
+from pyinfra_agent_protocol import DEFAULT_PORT
 
-DEFAULT_PORT: Final = 7963
+__all__ = ["AgentName", "BadAgentName", "NameKind", "parse_agent_name", "parse_pin_name", "pin_name"]
+
 MAX_HOST_CHARACTERS: Final = 253  # RFC 1035 section 2.3.4, as text
 MAX_PORT: Final = 65535
 MAX_QUOTED_CHARACTERS: Final = 80  # of a refused name in an error

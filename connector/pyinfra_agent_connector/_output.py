@@ -1,9 +1,8 @@
-"""A command's output: kept as the bytes that arrived, made into lines when somebody asks, and printed as it comes.
+r"""A command's output: kept as the bytes that arrived, made into lines when somebody asks, and printed as it comes.
 
-Lines are those of @ssh: split at `\\n` and nowhere else, the `\\n` not kept, a `\\r` kept, no line after a last `\\n`. A
-line has its place among those of the other stream by when it ended; what never ended comes last. Bytes that are not
-UTF-8 are not lost: they are lone surrogates in the text (PEP 383) and become the same bytes again when it is encoded
-with `surrogateescape`.
+Lines are those of @ssh: split at `\n` and nowhere else, the `\n` not kept, a `\r` kept, no line after a last `\n`. The
+lines of both streams stand in the order in which they ended; what never ended comes last. Bytes that are not UTF-8 are
+not lost: they are lone surrogates in the text (PEP 383), and `surrogateescape` makes the same bytes of them again.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 try:
     from pyinfra.api.output import echo, format_text
 except ImportError:  # the first releases of pyinfra 3, and all before, print with click itself
-    from click import echo
+    from click import echo  # type: ignore[assignment]
     from click import style as format_text
 
 try:
@@ -40,7 +39,7 @@ except ImportError:  # pyinfra 1 and 2 have no such classes; these have the same
 
         @property
         def output(self) -> str:
-            """All lines, joined by `\\n`."""
+            """All lines, joined by newlines."""
             return "\n".join(line.line for line in self.combined_lines)
 
 
@@ -110,12 +109,12 @@ class LazyCommandOutput(CommandOutput):
 
     @property
     def stdout(self) -> str:
-        """The lines of stdout, joined by `\\n`: without the newline at the end."""
+        """The lines of stdout, joined by newlines: without one at the end."""
         return self._text(self.stdout_bytes)
 
     @property
     def stderr(self) -> str:
-        """The lines of stderr, joined by `\\n`: without the newline at the end."""
+        """The lines of stderr, joined by newlines: without one at the end."""
         return self._text(self.stderr_bytes)
 
     @property
@@ -179,10 +178,10 @@ class LazyCommandOutput(CommandOutput):
 
 
 class LinePrinter:
-    """Prints a command's output as pyinfra does, each line when it ends: prefix, and red for stderr.
+    r"""Prints a command's output as pyinfra does, each line when it ends: prefix, and red for stderr.
 
-    A target cannot write outside its lines: see `printable`. Of a line that was overwritten with `\\r`, as progress bars
-    are, the last state is printed, when the line ends. A line that does not end is printed in parts of 64 KiB.
+    A target cannot write outside its lines: see `printable`. Of a line that was overwritten with `\r`, as progress
+    bars are, the last state is printed, when the line ends. A line that does not end is printed in parts of 64 KiB.
 
     Call it from the greenlet that runs the command: printing may raise, for example OSError for a closed terminal.
     """
@@ -227,11 +226,11 @@ class LinePrinter:
 
 
 def printable(line: bytes) -> str:
-    """Return *line* as text that stays on its line of a terminal.
+    r"""Return *line* as text that stays on its line of a terminal.
 
     UTF-8, tabs and SGR sequences (`ESC [ ... m`: colours) pass, and colours end with the line. All other controls, the
     escape character of other sequences among them, bytes that are not UTF-8, and characters that reorder text are
-    shown as `\\x1b` or `\\u202e`.
+    shown as `\x1b` or `\u202e`.
     """
     text = line.decode("utf-8", "surrogateescape")
     if text.isprintable():

@@ -1,12 +1,16 @@
 """pyinfra's `_stdin` as bytes, in a form that can be sent twice: once, and again when sudo wanted a password.
 
-None, "", b"", [], False    nothing
-str                         UTF-8, and a newline at the end if there is none, as pyinfra does
-bytes                       unchanged (pyinfra itself takes no bytes)
-list, tuple                 one item after the other, each as above
-binary file                 unchanged; from its beginning if it can seek, as pyinfra does for files.put
-text file                   likewise, as UTF-8 whatever the file's encoding is, newline at the end as above
-other iterables             items as they are made; remembered up to 8 MiB for a second sending
+What it may be, and what is sent:
+
+    None, "", b"", [], False    nothing
+    str                         UTF-8, and a newline at the end if there is none, as pyinfra does
+    bytes                       unchanged (pyinfra itself takes no bytes)
+    list, tuple                 one item after the other, each as above
+    binary file                 unchanged; from its beginning if it can seek, as pyinfra does for files.put
+    text file                   likewise, as UTF-8 whatever the file's encoding is, newline at the end as above
+    other iterables             items as they are made; remembered up to 8 MiB for a second sending
+
+A file that cannot seek, such as a pipe, is sent as other iterables are.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ from ._events import (
     SignalReceived,
     StreamEnded,
 )
-from ._handshake import decode_answer, encode_denied, encode_welcome
+from ._handshake import decode_answer, encode_denied, encode_goodbye, encode_welcome
 from ._link import AgentHello, ControllerHello, Initiator, Responder, Transport
 from ._messages import (
     AgentPayload,
@@ -140,5 +140,6 @@ __all__ = [
     "WindowExceeded",
     "decode_answer",
     "encode_denied",
+    "encode_goodbye",
     "encode_welcome",
 ]

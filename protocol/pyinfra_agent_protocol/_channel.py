@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ._errors import FrameInvalid
 from ._frames import FrameType
 from ._window import Budget, ReceiveWindow, SendWindow
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["DOWN", "UP", "Channel", "Half", "step"]
 

@@ -34,6 +34,10 @@ CHANNEL_ID_MAX: Final = 2**32 - 1
 #: Nesting of a message: deeper ones are refused before they are looked at.
 MESSAGE_DEPTH_MAX: Final = 4
 
+#: Items of one array or map, in unknown fields too.  Unpacking allocates what a header announces, once
+#: for each level of nesting: without this bound 64 KiB would make it take 500 MiB.
+MESSAGE_ITEMS_MAX: Final = 4096
+
 # --- implementation: ours to tune ---
 
 #: Channels that may be open, or ended and not yet acknowledged, in one session.

@@ -6,9 +6,10 @@ any of them the skin asks again whether there is something to send.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ._messages import Goodbye, Refusal, Request, Resize, Result, Signal
+if TYPE_CHECKING:
+    from ._messages import Goodbye, Refusal, Request, Resize, Result, Signal
 
 __all__ = [
     "CancelReceived",

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import msgpack
 
-from ._constants import FRAME_BODY_MAX_BYTES, MESSAGE_DEPTH_MAX
+from ._constants import FRAME_BODY_MAX_BYTES, MESSAGE_DEPTH_MAX, MESSAGE_ITEMS_MAX
 from ._errors import LocalProtocolError, MessageInvalid
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "integer",
     "mapping",
     "nullable",
+    "pack",
     "record",
     "text",
 ]
@@ -183,12 +184,15 @@ def _no_extension(code: int, data: bytes) -> object:
     raise _Bad("has an extension type")
 
 
-def _depth(value: object) -> int:
-    if type(value) is dict:
-        return 1 + max(map(_depth, value.values()), default=0)
-    if type(value) is list:
-        return 1 + max(map(_depth, value), default=0)
-    return 0
+def _check_nesting(container: dict[Any, Any] | list[Any], left: int) -> None:
+    if not left:
+        raise _Bad(f"is nested deeper than {MESSAGE_DEPTH_MAX}")
+    for value in container.values() if isinstance(container, dict) else container:
+        if type(value) in (dict, list):
+            _check_nesting(value, left - 1)
+        # The one extension type that msgpack makes a value of without asking `ext_hook`.
+        elif type(value) is msgpack.Timestamp:
+            raise _Bad("has an extension type")
 
 
 def decode_map(data: bytes) -> dict[Any, Any]:
@@ -198,19 +202,52 @@ def decode_map(data: bytes) -> dict[Any, Any]:
         MessageInvalid: *data* is not exactly one map of plain types within the bounds.
     """
     try:
-        value = msgpack.unpackb(data, raw=False, strict_map_key=False, object_pairs_hook=_pairs, ext_hook=_no_extension)
-        nested = _depth(value)
+        value = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=False,
+            object_pairs_hook=_pairs,
+            ext_hook=_no_extension,
+            max_array_len=MESSAGE_ITEMS_MAX,
+            max_map_len=MESSAGE_ITEMS_MAX,
+        )
+        if type(value) is not dict:
+            raise _Bad("is not a map")
+        _check_nesting(value, MESSAGE_DEPTH_MAX)
     except _Bad as bad:
         raise MessageInvalid(f"the message {bad}") from None
     # msgpack raises its own subclasses of ValueError, and on odd input OverflowError, TypeError or
     # RecursionError; hostile bytes choose which, so all of them are one refusal.
     except (ValueError, TypeError, OverflowError, RecursionError, MemoryError, msgpack.UnpackException):
-        raise MessageInvalid("the message is not msgpack") from None
-    if type(value) is not dict:
-        raise MessageInvalid("the message is not a map")
-    if nested > MESSAGE_DEPTH_MAX:
-        raise MessageInvalid(f"the message is nested deeper than {MESSAGE_DEPTH_MAX}")
+        raise MessageInvalid("the message is not msgpack within its bounds") from None
     return value
+
+
+def pack(name: str, fields: dict[str, Any]) -> bytes:
+    """Pack *fields* of the message called *name* into a frame's body.
+
+    Raises:
+        LocalProtocolError: it does not fit a frame, or a field is not packable.
+    """
+    try:
+        data = bytes(msgpack.packb(fields, use_bin_type=True))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise LocalProtocolError(f"{name} cannot be packed: {error}") from error
+    if len(data) > FRAME_BODY_MAX_BYTES:
+        raise LocalProtocolError(f"{name} takes {len(data)} bytes, a frame holds {FRAME_BODY_MAX_BYTES}")
+    return data
+
+
+_FIELDS: Final[dict[type[Message], tuple[tuple[str, Any, Kind], ...]]] = {}
+
+
+def _fields_of(kind: type[Message]) -> tuple[tuple[str, Any, Kind], ...]:
+    """Return name, default and kind of each field; asked for at every message, so looked up once."""
+    found = _FIELDS.get(kind)
+    if found is None:
+        declared = dataclasses.fields(kind)  # type: ignore[arg-type]  # every subclass is a dataclass
+        found = _FIELDS[kind] = tuple((entry.name, entry.default, entry.metadata["kind"]) for entry in declared)
+    return found
 
 
 M = TypeVar("M", bound="Message")
@@ -232,15 +269,15 @@ class Message:
             MessageInvalid: a field is missing or not of its kind.
         """
         values: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # every subclass is a dataclass
-            if field.name not in fields:
-                if field.default is _MISSING:
-                    raise MessageInvalid(f"{cls.NAME}: {field.name} is missing")
+        for name, default, check in _fields_of(cls):
+            if name not in fields:
+                if default is _MISSING:
+                    raise MessageInvalid(f"{cls.NAME}: {name} is missing")
                 continue
             try:
-                values[field.name] = field.metadata["kind"](fields[field.name])
+                values[name] = check(fields[name])
             except _Bad as bad:
-                raise MessageInvalid(f"{cls.NAME}: {field.name} {bad}") from None
+                raise MessageInvalid(f"{cls.NAME}: {name} {bad}") from None
         return cls(**values)
 
     @classmethod
@@ -251,27 +288,27 @@ class Message:
     def to_fields(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults: an absent field means its default."""
         fields: dict[str, Any] = {}
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
-            value = getattr(self, field.name)
-            if field.default is _MISSING or value != field.default:
-                fields[field.name] = value.to_fields() if isinstance(value, Message) else value
+        for name, default, _ in _fields_of(self.__class__):
+            value = getattr(self, name)
+            if default is _MISSING or value != default:
+                fields[name] = value.to_fields() if isinstance(value, Message) else value
         return fields
 
     def encode(self) -> bytes:
         """Pack the message into a frame's body.
 
         Raises:
-            LocalProtocolError: it does not fit a frame, or a field is not packable.
+            LocalProtocolError: it does not fit a frame, or a field is not of its kind.
         """
+        data = pack(self.NAME, self.to_fields())
+        # One bad field would end the peer's session with all of its commands: we hold ourselves to the same table.
         try:
-            data = msgpack.packb(self.to_fields(), use_bin_type=True)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise LocalProtocolError(f"{self.NAME} cannot be packed: {error}") from error
-        if len(data) > FRAME_BODY_MAX_BYTES:
-            raise LocalProtocolError(f"{self.NAME} takes {len(data)} bytes, a frame holds {FRAME_BODY_MAX_BYTES}")
-        return bytes(data)
+            self.decode(data)
+        except MessageInvalid as error:
+            raise LocalProtocolError(str(error)) from None
+        return data
 
 
-def field(kind: Kind, default: Any = _MISSING) -> Any:
+def field(kind: Kind, default: object = _MISSING) -> Any:  # noqa: ANN401  # whatever the field's annotation says
     """Declare a message's field: its kind, and its default if it may be absent."""
     return dataclasses.field(default=default, metadata={"kind": kind})

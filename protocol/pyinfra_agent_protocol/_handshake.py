@@ -1,16 +1,16 @@
-"""What the agent answers once the handshake is done: WELCOME or DENIED, in the first record (SPEC.md section 4).
+"""Records outside any session: the answer to a handshake, and a last word (SPEC.md sections 4 and 11).
 
-Between message 3 and this record the connector sends nothing; every denial is byte for byte the same
-before encryption, whatever its reason.
+The agent's first record is WELCOME or DENIED.  Between message 3 and this record the connector sends
+nothing; every denial is byte for byte the same before encryption, whatever its reason.
 """
 
 from __future__ import annotations
 
 from ._errors import FrameInvalid
 from ._frames import FrameType, encode_header, split_frames
-from ._messages import Welcome
+from ._messages import Goodbye, Welcome
 
-__all__ = ["decode_answer", "encode_denied", "encode_welcome"]
+__all__ = ["decode_answer", "encode_denied", "encode_goodbye", "encode_welcome"]
 
 
 def encode_welcome(welcome: Welcome) -> bytes:
@@ -22,6 +22,12 @@ def encode_welcome(welcome: Welcome) -> bytes:
 def encode_denied() -> bytes:
     """Return the plaintext of the one identical record that turns a controller away."""
     return encode_header(FrameType.DENIED, 0, 0, 0)
+
+
+def encode_goodbye(code: str, text: str) -> bytes:
+    """Return the plaintext of a GOODBYE for a link that carries no session, or no longer."""
+    body = Goodbye(code, text[:1024]).encode()
+    return encode_header(FrameType.GOODBYE, 0, 0, len(body)) + body
 
 
 def decode_answer(plaintext: bytes) -> Welcome | None:

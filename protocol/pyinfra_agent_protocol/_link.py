@@ -181,7 +181,6 @@ class Initiator(_Phase):
         payload = handshake.read_message(message)
         _check_identity(handshake.remote_static, self._static)
         self._handshake = handshake
-        self._incoming.clear()
         return AgentHello(handshake.remote_static, payload, suite)
 
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-import msgpack
-
 from ._constants import CHANNELS_MAX, FRAME_BODY_MAX_BYTES, SESSION_ID_BYTES
-from ._errors import LocalProtocolError, MessageInvalid
+from ._errors import MessageInvalid
 from ._fields import (
     Message,
     array,
@@ -25,6 +23,7 @@ from ._fields import (
     integer,
     mapping,
     nullable,
+    pack,
     record,
     text,
 )
@@ -106,14 +105,15 @@ class Welcome(Message):
 
     Attributes:
         session: ``new``, ``resumed``, ``unknown`` (a resume of what is not there) or ``stale`` (an
-            attempt that is not above the highest seen); after the last two the agent closes the link.
+            attempt that is not above the highest seen) or ``full`` (no room for one more); after the
+            last three the agent closes the link.
         received: numbered frames that the agent received so far in this session.
         channels: requests that may be open at once.
         ttl: seconds for which the agent keeps the session after a link was lost.
     """
 
     NAME: ClassVar[str] = "welcome"
-    session: str = field(choice("new", "resumed", "unknown", "stale"))
+    session: str = field(choice("new", "resumed", "unknown", "stale", "full"))
     received: int = field(integer(0, _U64), 0)
     channels: int = field(integer(1, _U16), CHANNELS_MAX)
     ttl: int = field(integer(0, _U32), 600)
@@ -372,11 +372,14 @@ REQUESTS: Final[dict[str, type[Request]]] = {kind.NAME: kind for kind in (Exec, 
 
 
 def encode_request(request: Request) -> bytes:
-    """Pack the body of an OPEN frame; raises `LocalProtocolError` if it does not fit a frame."""
-    data = msgpack.packb({"request": request.NAME, **request.to_fields()}, use_bin_type=True)
-    if len(data) > FRAME_BODY_MAX_BYTES:
-        raise LocalProtocolError(f"{request.NAME} takes {len(data)} bytes, a frame holds {FRAME_BODY_MAX_BYTES}")
-    return bytes(data)
+    """Pack the body of an OPEN frame.
+
+    Bounds are left to the agent, which refuses this one request and may know more of them than we do.
+
+    Raises:
+        LocalProtocolError: it does not fit a frame, or a field is not packable.
+    """
+    return pack(request.NAME, {"request": request.NAME, **request.to_fields()})
 
 
 def decode_request(data: bytes) -> Request:

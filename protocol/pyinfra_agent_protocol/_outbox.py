@@ -8,9 +8,8 @@ gets those that are left again, in the same order, before anything new.
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ._channel import Channel
 from ._constants import (
     DATA_BODY_BYTES,
     DATA_BODY_SHARED_BYTES,
@@ -20,6 +19,9 @@ from ._constants import (
 )
 from ._errors import ResumeInvalid
 from ._frames import FrameType, encode_counter, encode_header
+
+if TYPE_CHECKING:
+    from ._channel import Channel
 
 __all__ = ["Outbox"]
 
@@ -68,11 +70,12 @@ class Outbox:
             or self._blocked
             or self._replay
             or self._urgent
-            or (self._ready and not self._is_full)
+            or (self._ready and not self.is_full)
         )
 
     @property
-    def _is_full(self) -> bool:
+    def is_full(self) -> bool:
+        """True when the peer has so much to acknowledge that nothing but control frames is sent."""
         return self.retained_bytes >= self._retained_max_bytes
 
     # --- what is to be sent ---
@@ -94,7 +97,9 @@ class Outbox:
         self._urgent.append(_Kept(kind, channel, encode_header(kind, 0, channel, len(body)), body))
 
     def mark_ready(self, channel: Channel) -> None:
-        """Note that *channel* has frames in its queue that may be sent."""
+        """Note that *channel* has frames in its queue that may be sent, unless only a CREDIT can move them."""
+        if channel.queue[0][0] is FrameType.DATA and channel.send_window.is_blocked:
+            return
         self._ready.setdefault(channel.id, channel)
 
     def forget(self, channel: int) -> None:
@@ -161,9 +166,7 @@ class Outbox:
             room -= len(body) + FRAME_HEADER_BYTES
         return room
 
-    def _write_kept(
-        self, parts: list[bytes | memoryview], room: int, queue: deque[_Kept], *, first_time: bool
-    ) -> int:
+    def _write_kept(self, parts: list[bytes | memoryview], room: int, queue: deque[_Kept], *, first_time: bool) -> int:
         while queue and len(queue[0].body) + FRAME_HEADER_BYTES <= room:
             kept = queue.popleft()
             if first_time:
@@ -178,7 +181,7 @@ class Outbox:
 
     def _write_channels(self, parts: list[bytes | memoryview], room: int) -> int:
         """Take one frame from each ready channel in turn until the record is full."""
-        while self._ready and not self._urgent and not self._is_full:
+        while self._ready and not self._urgent and not self.is_full:
             number, channel = next(iter(self._ready.items()))
             kind, stream, body = channel.queue[0]
             size = len(body)

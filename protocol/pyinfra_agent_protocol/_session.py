@@ -11,8 +11,7 @@ The same class serves both sides; what each may be sent is the table `_RECEIVES`
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ._channel import DOWN, UP, Channel, Half, step
 from ._constants import (
@@ -57,6 +56,9 @@ from ._messages import (
 from ._outbox import Outbox
 from ._window import Budget
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
 __all__ = ["Session", "Side"]
 
 
@@ -81,10 +83,14 @@ _BOTH: Final = frozenset(
 
 #: What each side may be sent once the link is welcomed; everything else ends the session.
 _RECEIVES: Final[Mapping[Side, frozenset[FrameType]]] = {
-    Side.AGENT: _BOTH
-    | {FrameType.OPEN, FrameType.END, FrameType.SIGNAL, FrameType.RESIZE, FrameType.CANCEL},
+    Side.AGENT: _BOTH | {FrameType.OPEN, FrameType.END, FrameType.SIGNAL, FrameType.RESIZE, FrameType.CANCEL},
     Side.CONNECTOR: _BOTH | {FrameType.RESULT, FrameType.REFUSED},
 }
+
+
+def _line(text: str, most: int) -> str:
+    """Cut *text* to what a field holds; a file name that it quotes need not be UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()[:most]
 
 
 class Session:
@@ -97,7 +103,8 @@ class Session:
         side: which end this is.
         budget: what windows may grow by (default: the session's own 32 MiB).
         channels_max: requests that may be open at once, as the welcome said.
-        retained_max_bytes: unacknowledged bytes above which no new DATA is sent.
+        retained_max_bytes: unacknowledged bytes above which neither DATA nor a request is sent.  At
+            least 512 KiB: a peer need not acknowledge less than 256 KiB by itself.
     """
 
     def __init__(
@@ -119,7 +126,6 @@ class Session:
         self._broken = False
         self._said_received = 0
         self._unsaid_bytes = 0
-        self._unsaid_finals = 0
         self._requests: dict[int, type[Request]] = {}
         self._handlers: dict[FrameType, Callable[[Frame], Event | None]] = {
             FrameType.OPEN: self._on_open,
@@ -197,10 +203,11 @@ class Session:
         """Take one record's plaintext; return what happened, in order.
 
         Raises:
-            RemoteProtocolError: the peer broke the protocol; the session is over.
+            RemoteProtocolError: the peer broke the protocol and the session is over.  All that
+                `next_record` still returns is a GOODBYE that says why; `close` the session after it.
         """
-        if not self._attached:
-            raise LocalProtocolError("a record for a session without a link")
+        if not self._attached or self._broken:
+            raise LocalProtocolError("a record for a session that has no link or is over")
         events: list[Event] = []
         try:
             for frame in split_frames(plaintext):
@@ -214,9 +221,10 @@ class Session:
                 event = self._handlers[frame.kind](frame)
                 if event is not None:
                     events.append(event)
-        except RemoteProtocolError:
+        except RemoteProtocolError as error:
             self._broken = True
-            self._attached = False
+            self._outbox = Outbox()
+            self.send_goodbye(error.code, str(error))
             raise
         if self.received - self._said_received >= ACK_EVERY_FRAMES or self._unsaid_bytes >= ACK_EVERY_BYTES:
             self._outbox.say_ack(self.received)
@@ -225,7 +233,7 @@ class Session:
     def consume(self, channel: int, count: int) -> None:
         """Note that *count* received bytes of *channel* were used up, so that more may be granted."""
         found = self._channels.get(channel)
-        if found is None or found.down is Half.CLOSED:
+        if found is None or found.down is Half.CLOSED or self._broken:
             return
         limit = found.receive_window.consume(count)
         if limit is not None:
@@ -242,35 +250,34 @@ class Session:
         """Return the plaintext of the next record, or None if there is nothing to send now."""
         if not self._attached:
             return None
-        if self.received != self._said_received and not self._outbox.is_empty:
+        # Whatever is sent acknowledges as well, and first: the agent counts a request until its last frame is
+        # acknowledged, so an OPEN that the connector may send never comes too early.
+        if self.received != self._said_received and not self._outbox.is_empty and not self._broken:
             self._outbox.say_ack(self.received)
             self._note_said()
         return self._outbox.next_record() or None
 
     @property
     def can_open(self) -> bool:
-        """True when the peer grants one more request now."""
-        return len(self._channels) < self.channels_max
+        """True when one more request may be sent now; ask again after every record received."""
+        return len(self._channels) < self.channels_max and not self._outbox.is_full
 
     def open(self, request: Request) -> int:
         """Connector: start a request; return its channel.
 
         Raises:
-            LocalProtocolError: as many are open as the agent allows, or the request does not fit a frame.
+            LocalProtocolError: not `can_open`, or the request does not fit a frame.
         """
         if self.side is not Side.CONNECTOR or self._broken:
             raise LocalProtocolError("only a connector with a living session opens channels")
         if not self.can_open or self._last_channel >= CHANNEL_ID_MAX:
-            raise LocalProtocolError(f"{len(self._channels)} requests are open, the agent allows no more")
+            raise LocalProtocolError(f"no more requests for now: {len(self._channels)} are open")
         body = encode_request(request)
         self._last_channel += 1
         number = self._last_channel
         self._channels[number] = Channel(number, self._budget)
         self._requests[number] = type(request)
         self._outbox.push_urgent(FrameType.OPEN, number, body)
-        if len(self._channels) + self._unsaid_finals >= self.channels_max:
-            # The agent counts a request until its last frame is acknowledged; ACK goes ahead of OPEN.
-            self._outbox.say_ack(self.received)
         return number
 
     def is_open(self, channel: int) -> bool:
@@ -284,8 +291,13 @@ class Session:
         return max(0, QUEUE_MAX_BYTES - found.queued_bytes) if found is not None else 0
 
     def send_data(self, channel: int, data: bytes | memoryview, stream: int = 0) -> None:
-        """Queue DATA; the window decides when it goes.  Empty data is nothing."""
+        """Queue DATA; the window decides when it goes.  Empty data is nothing.
+
+        *data* is kept by reference until the peer has acknowledged it: its buffer must not change.
+        """
         found = self._require(channel)
+        if stream and self.side is Side.CONNECTOR:
+            raise LocalProtocolError("only an agent has a second stream to send")
         self._step_own(found, FrameType.DATA)
         if data:
             found.push(FrameType.DATA, stream, data)
@@ -294,8 +306,9 @@ class Session:
     def send_end(self, channel: int, *, size: int | None = None, digest: bytes | None = None) -> None:
         """Connector: no more DATA follows on *channel*."""
         found = self._require(channel)
+        body = End(size, digest).encode()
         self._step_own(found, FrameType.END)
-        found.push(FrameType.END, 0, End(size, digest).encode())
+        found.push(FrameType.END, 0, body)
         self._outbox.mark_ready(found)
 
     def send_signal(self, channel: int, signal: int) -> None:
@@ -316,7 +329,7 @@ class Session:
 
     def send_refusal(self, channel: int, code: str, text: str) -> None:
         """Agent: refuse the request or say how it failed, behind all of its DATA."""
-        self._send_final(channel, FrameType.REFUSED, Refusal(code, text[:4096]))
+        self._send_final(channel, FrameType.REFUSED, Refusal(code, _line(text, 4096)))
 
     def send_ping(self, number: int) -> None:
         """Ask for a sign of life on this link."""
@@ -324,14 +337,13 @@ class Session:
 
     def send_goodbye(self, code: str, text: str = "") -> None:
         """Say why this link is about to be closed."""
-        self._outbox.say(FrameType.GOODBYE, Goodbye(code, text[:1024]).encode())
+        self._outbox.say(FrameType.GOODBYE, Goodbye(code, _line(text, 1024)).encode())
 
     # --- inside ---
 
     def _note_said(self) -> None:
         self._said_received = self.received
         self._unsaid_bytes = 0
-        self._unsaid_finals = 0
 
     def _forget_closed(self, channels: list[int]) -> None:
         for number in channels:
@@ -386,7 +398,7 @@ class Session:
     def _on_open(self, frame: Frame) -> Event | None:
         if frame.channel <= self._last_channel:
             raise FrameInvalid(f"channel {frame.channel} opened after {self._last_channel}")
-        if not self.can_open:
+        if len(self._channels) >= self.channels_max:
             raise WindowExceeded(f"more than {self.channels_max} requests open")
         self._last_channel = frame.channel
         self._channels[frame.channel] = Channel(frame.channel, self._budget)
@@ -440,7 +452,6 @@ class Session:
         channel.close()
         del self._channels[frame.channel]
         self._outbox.forget(frame.channel)
-        self._unsaid_finals += 1
         return self._requests.pop(frame.channel)
 
     def _on_result(self, frame: Frame) -> Event | None:
@@ -464,10 +475,10 @@ class Session:
         return None
 
     def _on_blocked(self, frame: Frame) -> Event | None:
-        decode_counter(frame)
+        reached = decode_counter(frame)
         channel = self._channel_of(frame)
         if channel is not None and channel.down is not Half.CLOSED:
-            limit = channel.receive_window.receive_blocked()
+            limit = channel.receive_window.receive_blocked(reached)
             if limit is not None:
                 self._outbox.say_credit(frame.channel, limit)
         return None

@@ -75,6 +75,11 @@ class SendWindow:
         self._blocked_at = self.limit
         return True
 
+    @property
+    def is_blocked(self) -> bool:
+        """True when nothing may be sent and the peer was told so: it is up to the peer now."""
+        return not self.available and self._blocked_at == self.limit
+
     def forget_blocked(self) -> None:
         """Say BLOCKED again on a new link: the old one may have lost it."""
         self._blocked_at = -1
@@ -90,6 +95,8 @@ class ReceiveWindow:
         self.size = WINDOW_INITIAL_BYTES
         self._budget = budget
         self._peer_waits = False
+        # The highest limit at which the peer was blocked; there is none below the initial one.
+        self._peer_reached = WINDOW_INITIAL_BYTES - 1
 
     @property
     def buffered(self) -> int:
@@ -106,8 +113,15 @@ class ReceiveWindow:
             raise WindowExceeded(f"{self.received + count} bytes on a channel that was granted {self.limit}")
         self.received += count
 
-    def receive_blocked(self) -> int | None:
-        """Take a BLOCKED; return a limit to announce, or None."""
+    def receive_blocked(self, limit: int) -> int | None:
+        """Take a BLOCKED at *limit*; return a limit to announce, or None.
+
+        It comes behind all that was sent up to that limit, once for each.  One that does not is no
+        evidence: nobody gets a share of the budget for words alone.
+        """
+        if limit != self.received or limit <= self._peer_reached:
+            return None
+        self._peer_reached = limit
         self._peer_waits = True
         return self._next_limit()
 

@@ -5,12 +5,15 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pyinfra_agent._download import Download
 from pyinfra_agent._stat import FileRefused
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def read_all(download: Download, max_bytes: int = 65536) -> bytes:

@@ -70,6 +70,18 @@ async def read_until(process, mark):
     return seen
 
 
+async def tell(fifo, line):
+    """Write `line` to a reader of `fifo`, once there is one."""
+    with trio.fail_after(30):
+        await trio.to_thread.run_sync(fifo.write_text, line, abandon_on_cancel=True)
+
+
+async def hear(fifo):
+    """Return what a writer to `fifo` writes, once there is one and until it closes."""
+    with trio.fail_after(30):
+        return await trio.to_thread.run_sync(fifo.read_text, abandon_on_cancel=True)
+
+
 async def gone(pid):
     """Wait until process `pid` has died."""
     try:
@@ -190,11 +202,29 @@ async def test_command_inherits_only_what_it_was_given(supervisor, tmp_path):
 
 
 async def test_command_leads_its_own_session_with_default_signals(supervisor):
-    _, out, _ = await collect(supervisor.spawn(sh("cat /proc/$$/stat; grep -E '^Sig(Blk|Ign)' /proc/$$/status")))
-    stat, *masks = out.splitlines()
+    _, out, _ = await collect(supervisor.spawn(Command([b"cat", b"/proc/self/stat", b"/proc/self/status"], ENV)))
+    stat, *status = out.splitlines()
     pid, _, _, _, group, session = stat.split()[:6]
     assert pid == group == session
-    assert [int(line.split()[1], 16) for line in masks] == [0, 0]
+    masks = dict(line.split(b":\t") for line in status if line.startswith(b"Sig"))
+    assert int(masks[b"SigBlk"], 16) == int(masks[b"SigIgn"], 16) == 0
+
+
+async def test_signals_that_the_agents_starter_ignored_or_blocked_are_restored(supervisor):
+    """As under nohup; a process of its own stands for the agent."""
+    agent = (
+        "import signal, subprocess\n"
+        "from pyinfra_agent._spawn import inherit_nothing_of_the_agent\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD})\n"
+        "inherit_nothing_of_the_agent()\n"
+        "subprocess.run(['cat', '/proc/self/status'])\n"
+    )
+    process = supervisor.spawn(Command([os.fsencode(sys.executable), b"-c", agent.encode()], dict(os.environb)))
+    _, out, err = await collect(process)
+    assert err == b""
+    masks = dict(line.split(b":\t") for line in out.splitlines() if line.startswith(b"Sig"))
+    assert int(masks[b"SigBlk"], 16) == int(masks[b"SigIgn"], 16) == 0
 
 
 async def test_passed_descriptor_keeps_its_number(supervisor, tmp_path):
@@ -306,8 +336,8 @@ async def test_double_forked_daemon_writes_ten_mebibytes_later_without_a_broken_
     daemon = f"read go <{fifo}; head -c {10 * MIB} /dev/zero; echo $? >{fifo}"
     process = supervisor.spawn(sh(f"(sh -c '{daemon}' &) ; echo parent"))
     assert (await collect(process))[:2] == (Exit(0, None), b"parent\n")
-    await trio.to_thread.run_sync(fifo.write_text, "go\n")
-    assert await trio.to_thread.run_sync(fifo.read_text) == "0\n"
+    await tell(fifo, "go\n")
+    assert await hear(fifo) == "0\n"
 
 
 @needs_bash
@@ -341,15 +371,15 @@ async def test_daemon_that_never_falls_silent_is_listened_to_only_so_long(superv
 
 async def test_reader_that_stalls_for_longer_than_the_drain_gets_what_comes_after(supervisor, fifo):
     """A controller may be frozen for minutes: only a reader's own waiting counts."""
-    daemon = f"read go <{fifo}; echo late; read done <{fifo}"
+    daemon = f"read go <{fifo}; echo late; exec sleep 300"
     process = supervisor.spawn(sh(f"echo early; (sh -c '{daemon}' &)"), Drain(quiet_seconds=0.2, most_seconds=0.3))
     await process.wait()
     assert await process.read_stdout(100) == b"early\n"
     await trio.sleep(0.4)
-    await trio.to_thread.run_sync(fifo.write_text, "go\n")
+    await tell(fifo, "go\n")
     _, out, _ = await collect(process)
     assert out == b"late\n"
-    await trio.to_thread.run_sync(fifo.write_text, "done\n")
+    os.killpg(process.pid, signal.SIGKILL)
 
 
 async def test_abandoned_command_runs_on_and_its_output_is_thrown_away(supervisor, tmp_path):
@@ -460,7 +490,7 @@ async def test_interrupt_reaches_the_foreground_of_a_terminal(supervisor):
     process = supervisor.spawn(
         Command([b"sh", b"-i"], {**ENV, b"PS1": b"", b"ENV": b""}, pty=PtySize(24, 80), stdin=Stdin.PIPE)
     )
-    await process.write_stdin(b"sh -c 'echo star''ted; sleep 300'\n")
+    await process.write_stdin(b"sh -c 'echo star''ted; exec sleep 300'\n")
     await read_until(process, b"started")
     process.signal(signal.SIGINT)
     await process.write_stdin(b"echo ali''ve; exit 5\n")

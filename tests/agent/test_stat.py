@@ -4,11 +4,14 @@ import errno
 import os
 import pwd
 import socket
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pyinfra_agent._stat import FileRefused, refused, show_path, stat_path
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_stat_regular_file_gives_plain_values(tmp_path: Path) -> None:

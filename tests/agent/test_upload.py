@@ -10,30 +10,51 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pyinfra_agent import _upload
 from pyinfra_agent._stat import FileRefused
 from pyinfra_agent._upload import Litter, SyncPolicy, Upload, UploadResult, open_spool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 NOBODY = 65534
 ACL = "system.posix_acl_access"
 DEFAULT_ACL = "system.posix_acl_default"
+
+# Programs for a child: what a put says, and how to become another user first.
+SHED_ROOT = """
+import os
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+"""
+PUT = """
+import hashlib, os, sys
+from pyinfra_agent._upload import Upload
+try:
+    upload = Upload.open(os.fsencode(sys.argv[1]), digest=hashlib.sha256())
+    upload.write([b"new"])
+    print("in place" if upload.commit(3, hashlib.sha256(b"new").digest()).in_place else "replaced")
+except Exception as error:
+    print(error.code, error.text)
+"""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts, owners or other users")
 
 
 def put(path: Path | bytes, content: bytes = b"new", **options: object) -> UploadResult:
     upload = Upload.open(os.fsencode(path), digest=hashlib.sha256(), **options)  # type: ignore[arg-type]
-    upload.write([content])
-    return upload.commit(len(content), hashlib.sha256(content).digest())
+    try:
+        upload.write([content])
+        return upload.commit(len(content), hashlib.sha256(content).digest())
+    finally:
+        upload.abort()
 
 
 def refusal(act: Callable[[], object]) -> FileRefused:
@@ -79,7 +100,7 @@ def no_unnamed_files(monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         return real_open(path, flags, mode, dir_fd=dir_fd)
 
-    monkeypatch.setattr(_upload.os, "open", without_tmpfile)
+    monkeypatch.setattr(os, "open", without_tmpfile)
 
 
 @pytest.fixture(params=["unnamed", "named"])
@@ -266,32 +287,52 @@ def test_upload_through_link_into_missing_directory_names_it(tmp_path: Path) -> 
     assert "nowhere does not exist" in refusal(lambda: put(tmp_path / "link")).text
 
 
+def links_are_protected() -> bool:
+    with open("/proc/sys/fs/protected_symlinks") as setting:
+        return setting.read().strip() == "1"
+
+
 @needs_root
+@pytest.mark.skipif(not links_are_protected(), reason="fs.protected_symlinks is off on this machine")
 @pytest.mark.parametrize("dangling", [True, False])
 def test_upload_refuses_link_planted_in_sticky_directory(tmp_path: Path, dangling: bool) -> None:
-    """fs.protected_symlinks holds for links that are followed by hand: root is not led out of /tmp by somebody's link."""
-    with open("/proc/sys/fs/protected_symlinks") as setting:
-        if setting.read().strip() != "1":
-            with open("/proc/sys/fs/protected_symlinks", "w") as switch:
-                switch.write("1")
-            restore = True
-        else:
-            restore = False
-    try:
-        victim = tmp_path / "victim"
-        if not dangling:
-            victim.write_bytes(b"old")
-        sticky = tmp_path / "sticky"
-        sticky.mkdir()
-        sticky.chmod(0o1777)
-        (sticky / "planted").symlink_to(victim)
-        os.lchown(sticky / "planted", NOBODY, NOBODY)
-        assert refusal(lambda: put(sticky / "planted")).code == "permission"
-        assert victim.exists() != dangling
-    finally:
-        if restore:
-            with open("/proc/sys/fs/protected_symlinks", "w") as switch:
-                switch.write("0")
+    """fs.protected_symlinks holds for links followed by hand: root is not led out of /tmp by somebody's link."""
+    victim = tmp_path / "victim"
+    if not dangling:
+        victim.write_bytes(b"old")
+    sticky = tmp_path / "sticky"
+    sticky.mkdir()
+    sticky.chmod(0o1777)
+    os.chown(sticky, NOBODY - 1, NOBODY - 1)  # neither ours nor the planter's: the rule spares links of the owner
+    (sticky / "planted").symlink_to(victim)
+    os.lchown(sticky / "planted", NOBODY, NOBODY)
+    assert refusal(lambda: put(sticky / "planted")).code == "permission"
+    assert victim.exists() != dangling
+    assert dangling or victim.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("dangling", [True, False])
+def test_upload_asks_the_kernel_before_it_follows_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dangling: bool
+) -> None:
+    """A link that the kernel would not follow is not followed by hand, whether it leads anywhere or not."""
+    victim = tmp_path / "victim"
+    if not dangling:
+        victim.write_bytes(b"old")
+    (tmp_path / "planted").symlink_to(victim)
+    real_stat = os.stat
+
+    def protected(path: bytes, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> os.stat_result:
+        if path == b"planted" and follow_symlinks:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real_stat(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(os, "stat", protected)
+    error = refusal(lambda: put(tmp_path / "planted"))
+    monkeypatch.undo()
+    assert error.code == "permission"
+    assert victim.exists() != dangling
+    assert dangling or victim.read_bytes() == b"old"
 
 
 def test_upload_writes_hard_linked_file_in_place(tmp_path: Path) -> None:
@@ -347,16 +388,15 @@ def test_upload_to_full_device_is_no_space() -> None:
 
 
 @needs_root
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
 def test_upload_to_sysctl_writes_in_place() -> None:
-    """An invented file, in a directory where none can be made, is written as `cp` would."""
-    with open("/proc/sys/kernel/hostname", "rb") as setting:
-        name = setting.read()
-    try:
-        assert put(b"/proc/sys/kernel/hostname", name).in_place
-    except FileRefused as refused:
-        pytest.skip(refused.text)
-    with open("/proc/sys/kernel/hostname", "rb") as setting:
-        assert setting.read() == name
+    """An invented file, in a directory where none can be made, is written as `cp` would; in a host name of its own."""
+    program = PUT + "print(os.uname().nodename)"
+    command = ["unshare", "--uts", sys.executable, "-c", program, "/proc/sys/kernel/hostname"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"no namespace can be made here: {done.stderr.strip()}")
+    assert done.stdout.split("\n")[:2] == ["in place", "new"]
 
 
 # Attributes
@@ -469,7 +509,7 @@ def test_upload_attribute_that_cannot_be_given_is_kept_in_place(
     def denied(*_: object) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(_upload.os, "setxattr", denied)
+    monkeypatch.setattr(os, "setxattr", denied)
     assert put(path).in_place
     assert (path.read_bytes(), os.getxattr(path, "user.origin")) == (b"new", b"here")
     assert os.listdir(tmp_path) == ["file"]
@@ -574,35 +614,18 @@ def test_upload_to_immutable_is_refused_and_immutable_directory_written_in_place
     assert os.listdir(tmp_path) == ["file"]
 
 
-PUT_AS_NOBODY = """
-import hashlib, os, sys
-from pyinfra_agent._upload import Upload
-os.setgroups([])
-os.setresgid(65534, 65534, 65534)
-os.setresuid(65534, 65534, 65534)
-try:
-    upload = Upload.open(os.fsencode(sys.argv[1]), digest=hashlib.sha256())
-    upload.write([b"new"])
-    print("in place" if upload.commit(3, hashlib.sha256(b"new").digest()).in_place else "replaced")
-except Exception as error:
-    print(error.code, error.text)
-"""
-
-
 def put_as_nobody(path: Path) -> str:
     """Put as user and group NOBODY; the child sheds root itself, for that user may have no way to this Python."""
-    done = subprocess.run([sys.executable, "-c", PUT_AS_NOBODY, path], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", SHED_ROOT + PUT, path], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
 @pytest.fixture
-def open_directory(tmp_path: Path) -> Path:
-    """A directory that other users can reach."""
-    for parent in tmp_path.parents:
-        if parent.stat().st_uid == os.geteuid() and not parent.stat().st_mode & stat.S_IXOTH:
-            parent.chmod(parent.stat().st_mode | stat.S_IXOTH)
-    tmp_path.chmod(0o755)
-    return tmp_path
+def open_directory() -> Iterator[Path]:
+    """A directory that other users can reach, which pytest's own are not."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
 
 
 @needs_root
@@ -663,7 +686,6 @@ def test_spool_is_nameless_private_and_rewound(size: int | None) -> None:
 
 KILLED_PROGRAM = """
 import errno, hashlib, os, sys
-from pyinfra_agent import _upload
 real_open = os.open
 def without_tmpfile(path, flags, mode=0o777, *, dir_fd=None):
     if sys.argv[3] == "named" and flags & os.O_TMPFILE == os.O_TMPFILE:

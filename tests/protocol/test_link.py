@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from noise.connection import Keypair, NoiseConnection  # type: ignore[import-untyped]
+from noise.connection import Keypair, NoiseConnection
 
 from pyinfra_agent_protocol import _link
 from pyinfra_agent_protocol._constants_link import (
@@ -193,9 +194,9 @@ def test_phases_refuse_calls_out_of_order() -> None:
     for call in (initiator.data_to_send, lambda: initiator.receive_data(b""), lambda: initiator.finish(b"")):
         with pytest.raises(LocalProtocolError, match="used after finish"):
             call()
-    for call in (responder.data_to_send, lambda: responder.receive_data(b""), responder.transport):
+    for late in (responder.data_to_send, lambda: responder.receive_data(b""), responder.transport):
         with pytest.raises(LocalProtocolError, match="used after transport"):
-            call()
+            late()
 
 
 def test_responder_refuses_data_between_hello_and_transport() -> None:
@@ -550,10 +551,11 @@ def test_replayed_answer_fails_against_a_fresh_initiator(suite: Suite) -> None:
 
 
 def test_initiator_refuses_its_own_opening_reflected(suite: Suite) -> None:
-    """A mirror is not an agent."""
+    """A mirror is not an agent, though its number of suites may read as a choice and its key as a length."""
     initiator, _ = new_sides(suite)
-    with pytest.raises(RemoteProtocolError):
-        initiator.receive_data(initiator.data_to_send())
+    opening = initiator.data_to_send()
+    with pytest.raises(HandshakeFailed):
+        initiator.receive_data(opening + bytes(MAX_RECORD))
     assert_dead(initiator)
 
 
@@ -743,6 +745,17 @@ def test_eof_within_a_record_is_an_error(suite: Suite) -> None:
         assert_transport_dead(theirs)
 
 
+def test_eof_within_a_record_behind_message_3_is_an_error(suite: Suite) -> None:
+    """Bytes that came with message 3 count, although the transport has not been fed yet."""
+    initiator, responder = new_sides(suite)
+    responder.receive_data(initiator.data_to_send())
+    initiator.receive_data(responder.data_to_send())
+    message, ours = initiator.finish(b"")
+    responder.receive_data(message + ours.encrypt(b"cut")[:-1])
+    with pytest.raises(RecordInvalid, match="within a record"):
+        responder.transport().receive_eof()
+
+
 def test_slow_sender_makes_us_hold_one_record(suite: Suite) -> None:
     """A record that drips in holds its own bytes and nothing else."""
     ours, theirs = new_link(suite)
@@ -780,7 +793,7 @@ def test_rekeying_really_changes_the_key(suite: Suite) -> None:
 
 def pieces_of(stream: bytes, cuts: list[int]) -> list[bytes]:
     edges = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
-    return [stream[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [stream[start:end] for start, end in itertools.pairwise(edges)]
 
 
 cut_lists = st.lists(st.integers(0, 10**6), max_size=12)

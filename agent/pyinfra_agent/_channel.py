@@ -1,0 +1,131 @@
+"""One request's streams as its handler sees them: await what comes, await room for what goes.
+
+A channel belongs to a session, not to a link: while no link carries the session its handlers wait
+here, and notice nothing else.  When the session itself ends, what is sent is thrown away, so that
+a command's output never backs up into it, and what is awaited never comes (`SessionEnded`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from pyinfra_agent_protocol import (
+    DATA_BODY_BYTES,
+    DataReceived,
+    RequestRefused,
+    ResizeReceived,
+    SignalReceived,
+    StreamEnded,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyinfra_agent_protocol import Session
+
+__all__ = ["RequestChannel", "SessionEnded"]
+
+_CONTROLS_MAX: Final = 16
+
+
+class SessionEnded(RequestRefused):
+    """Nobody is there any more to whom the request could be answered."""
+
+    def __init__(self) -> None:
+        super().__init__("session-ended", "the session ended before the request did")
+
+
+class RequestChannel:
+    """The two streams and the controls of one request; made by `AgentSession` for a handler."""
+
+    def __init__(self, number: int, protocol: Session, wake_writer: Callable[[], None]) -> None:
+        self.number = number
+        #: Set when the controller no longer wants the request, or is gone for good.
+        self.cancelled = trio.Event()
+        #: What the controller said at the end of its data, once it is there.
+        self.ended: StreamEnded | None = None
+        self._protocol = protocol
+        self._wake_writer = wake_writer
+        self._inbox: deque[bytes] = deque()
+        self._arrival = trio.lowlevel.ParkingLot()
+        self._room = trio.lowlevel.ParkingLot()
+        self._session_ended = False
+        self._listener: Callable[[SignalReceived | ResizeReceived], None] | None = None
+        self._controls: deque[SignalReceived | ResizeReceived] = deque(maxlen=_CONTROLS_MAX)
+
+    # --- for the handler ---
+
+    @property
+    def session_ended(self) -> bool:
+        """True when the controller did not cancel: it is gone."""
+        return self._session_ended
+
+    async def receive(self) -> list[bytes]:
+        """Return all data that has arrived, at least one chunk; an empty list after the end.
+
+        Raises:
+            SessionEnded: the session is over and the end of the data will never come.
+        """
+        await trio.lowlevel.checkpoint()
+        while not self._inbox:
+            if self.ended is not None:
+                return []
+            if self._session_ended:
+                raise SessionEnded
+            await self._arrival.park()
+        chunks = list(self._inbox)
+        self._inbox.clear()
+        self._protocol.consume(self.number, sum(map(len, chunks)))
+        self._wake_writer()
+        return chunks
+
+    async def send(self, data: bytes, stream: int = 0) -> None:
+        """Send *data*; waits while the peer has not taken what was sent before.  Thrown away after the session."""
+        view = memoryview(data)
+        for start in range(0, len(view), DATA_BODY_BYTES):
+            while not self._session_ended and not self._protocol.sendable(self.number):
+                await self._room.park()
+            if self._session_ended:
+                return
+            self._protocol.send_data(self.number, view[start : start + DATA_BODY_BYTES], stream)
+            self._wake_writer()
+
+    def listen(self, listener: Callable[[SignalReceived | ResizeReceived], None]) -> None:
+        """Call *listener* with each signal and new size, those that came before it included."""
+        self._listener = listener
+        while self._controls:
+            listener(self._controls.popleft())
+
+    # --- for the session ---
+
+    def put_data(self, event: DataReceived) -> None:
+        """Take data that arrived."""
+        self._inbox.append(event.data)
+        self._arrival.unpark_all()
+
+    def put_end(self, event: StreamEnded) -> None:
+        """Take the end of the data."""
+        self.ended = event
+        self._arrival.unpark_all()
+
+    def put_control(self, event: SignalReceived | ResizeReceived) -> None:
+        """Take a signal or a size."""
+        if self._listener is not None:
+            self._listener(event)
+        else:
+            self._controls.append(event)
+
+    def note_room(self) -> None:
+        """Let a handler that waits for room look again."""
+        if self._protocol.sendable(self.number):
+            self._room.unpark_all()
+
+    def end_session(self) -> None:
+        """Let everybody who waits here know that it is in vain."""
+        self._session_ended = True
+        self.cancelled.set()
+        self._arrival.unpark_all()
+        self._room.unpark_all()

@@ -1,0 +1,172 @@
+"""The exec request: a process between a channel's two streams."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from pyinfra_agent_protocol import ExecResult, RequestRefused, ResizeReceived, SignalReceived
+
+from ._channel import SessionEnded
+from ._pty import PtySize
+from ._spawn import Command, SpawnFailed, Stdin
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from pyinfra_agent_protocol import Exec
+
+    from ._channel import RequestChannel
+    from ._context import Context
+    from ._process import Process
+
+__all__ = ["run_exec", "start_command"]
+
+#: One read of a command's output: what one round of the event loop moves.
+_READ_BYTES: Final = 256 * 1024
+
+#: Linux's limit for one argument (MAX_ARG_STRLEN) includes the terminating NUL.
+_ARGUMENT_MAX_BYTES: Final = 128 * 1024 - 1
+
+
+def start_command(context: Context, command: Command) -> Process:
+    """Start *command*; raises `RequestRefused` with a line that says what to look at."""
+    try:
+        return context.supervisor.spawn(command, context.settings.drain)
+    except SpawnFailed as failure:
+        raise RequestRefused("spawn", failure.text) from failure
+
+
+async def run_exec(context: Context, channel: RequestChannel, request: Exec) -> ExecResult:
+    """Run a command until it is over, timed out or cancelled, and say how it ended."""
+    environment = context.settings.environment() | (request.env or {})
+    argv = list(request.argv)
+    held: list[int] = []
+    first_input = b""
+    try:
+        if request.script_index is not None:
+            script, first_input = await _receive_script(channel, request.script_size)
+            argv[request.script_index] = _as_argument(script, held)
+        process = start_command(
+            context,
+            Command(
+                argv=argv,
+                env=environment,
+                cwd=request.cwd or context.settings.directory(environment),
+                stdin=Stdin.PIPE if request.stdin else Stdin.NONE,
+                pty=PtySize(request.pty.rows, request.pty.columns, request.pty.term) if request.pty else None,
+                descriptors=held,
+            ),
+        )
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+    return await _Run(context, channel, process, request).until_over(first_input)
+
+
+class _Run:
+    """The tasks around one process."""
+
+    def __init__(self, context: Context, channel: RequestChannel, process: Process, request: Exec) -> None:
+        self._context = context
+        self._channel = channel
+        self._process = process
+        self._request = request
+        self._reason = "exited"
+
+    async def until_over(self, first_input: bytes) -> ExecResult:
+        process, channel = self._process, self._channel
+        channel.listen(self._control)
+        try:
+            async with trio.open_nursery() as helpers:
+                if self._request.stdin:
+                    helpers.start_soon(self._feed, first_input)
+                helpers.start_soon(self._watch)
+                async with trio.open_nursery() as pumps:
+                    self._pumps = pumps.cancel_scope
+                    pumps.start_soon(self._pump, process.read_stdout, 0)
+                    pumps.start_soon(self._pump, process.read_stderr, 1)
+                    pumps.start_soon(process.wait)
+                helpers.cancel_scope.cancel()
+            return self._result()
+        finally:
+            process.abandon()
+
+    def _result(self) -> ExecResult:
+        ended = self._process.exit
+        if ended is None:
+            # Stuck in the kernel: KILL was sent and will act when it returns from there.
+            return ExecResult(exit=None, signal=int(signal.SIGKILL), reason=self._reason)
+        return ExecResult(exit=ended.code, signal=ended.signal, reason=self._reason)
+
+    async def _pump(self, read: Callable[[int], Awaitable[bytes]], stream: int) -> None:
+        while data := await read(_READ_BYTES):
+            await self._channel.send(data, stream)
+
+    async def _feed(self, first_input: bytes) -> None:
+        try:
+            if first_input:
+                await self._process.write_stdin(first_input)
+            while chunks := await self._channel.receive():
+                for chunk in chunks:
+                    await self._process.write_stdin(chunk)
+            await self._process.end_stdin()
+        except trio.BrokenResourceError:
+            # The command wants no more. What still comes is taken and dropped, so that the sender never waits.
+            while await self._channel.receive():
+                pass
+        except SessionEnded:
+            # The session ended: a command must not take half of its input for all of it, but it must not
+            # wait for ever either. Closing is what a lost terminal does.
+            await self._process.end_stdin()
+
+    async def _watch(self) -> None:
+        """End the process tree when its time is over or nobody wants it any more."""
+        seconds = self._request.timeout_ms / 1000 if self._request.timeout_ms is not None else float("inf")
+        with trio.move_on_after(seconds):
+            await self._channel.cancelled.wait()
+            if self._channel.session_ended:
+                return  # lost, not cancelled: the command lives on
+            self._reason = "cancelled"
+        if self._reason != "cancelled":
+            self._reason = "timeout"
+        await self._process.terminate_tree(self._context.settings.grace_seconds)
+        # What the dying wrote is delivered; a survivor's open output or a full window must not keep us.
+        await trio.sleep(self._context.settings.drain.quiet_seconds)
+        self._pumps.cancel()
+
+    def _control(self, event: SignalReceived | ResizeReceived) -> None:
+        if isinstance(event, SignalReceived):
+            self._process.signal(event.signal.signal)
+        else:
+            self._process.resize(event.size.rows, event.size.columns)
+
+
+async def _receive_script(channel: RequestChannel, size: int) -> tuple[bytes, bytes]:
+    """Receive the script that comes first; return it and what came of the standard input behind it."""
+    received = bytearray()
+    while len(received) < size:
+        chunks = await channel.receive()
+        if not chunks:
+            raise RequestRefused("bad-request", f"the script ended after {len(received)} of {size} bytes")
+        for chunk in chunks:
+            received += chunk
+    return bytes(received[:size]), bytes(received[size:])
+
+
+def _as_argument(script: bytes, held: list[int]) -> bytes:
+    """Return what stands in argv for *script*: itself, or a line that reads it from a descriptor in *held*."""
+    if b"\0" in script:
+        raise RequestRefused("bad-request", "the script contains a NUL byte: no shell can read it")
+    if len(script) <= _ARGUMENT_MAX_BYTES:
+        return script
+    descriptor = os.memfd_create("pyinfra-agent-script", os.MFD_CLOEXEC)
+    held.append(descriptor)
+    view = memoryview(script)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return b". /proc/self/fd/%d" % descriptor

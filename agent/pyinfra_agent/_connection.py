@@ -1,0 +1,129 @@
+"""One connection from its first byte to its last: handshake, decision, session.
+
+Before the controller is known, a peer gets a preface, one handshake message and one refusal out of
+us, and nothing it sends reaches more than the handshake.  Every refusal is the same encrypted record;
+the reason is in our log.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+import trio
+
+from pyinfra_agent_protocol import (
+    AgentPayload,
+    ControllerPayload,
+    ProtocolError,
+    Responder,
+    encode_denied,
+    encode_welcome,
+)
+from pyinfra_agent_protocol.keys import fingerprint
+
+from ._link import Link
+from ._log import log
+
+if TYPE_CHECKING:
+    from pyinfra_agent_protocol import ControllerHello
+    from pyinfra_agent_protocol.keys import KeyPair
+
+    from ._admission import Admission
+    from ._authorized import Controller
+    from ._session import SessionTable
+    from ._settings import Settings
+
+__all__ = ["Authorizer", "ConnectionServer"]
+
+_HANDSHAKE_READ_BYTES: Final = 4096
+
+
+class Authorizer(Protocol):
+    """Decides who is let in: the file of a service, the one key of a loopback agent."""
+
+    def find(self, key: bytes) -> Controller | None:
+        """Return the controller that holds *key*, or None if it is not let in."""
+
+
+class ConnectionServer:
+    """Serves connections; made once by the agent."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        key: KeyPair,
+        authorizer: Authorizer,
+        admission: Admission,
+        sessions: SessionTable,
+    ) -> None:
+        self._settings = settings
+        self._key = key
+        self._authorizer = authorizer
+        self._admission = admission
+        self._sessions = sessions
+
+    async def serve(self, stream: trio.abc.HalfCloseableStream, peer: str) -> None:
+        """Serve one connection until it ends; raises nothing but Cancelled."""
+        async with stream:
+            link = await self._welcome(stream, peer)
+            if link is not None:
+                await link.run()
+                self._after(link)
+
+    def _after(self, link: Link) -> None:
+        if link.broke_session:
+            self._sessions.drop(link.session)
+        else:
+            self._sessions.lose(link.session)
+
+    async def _welcome(self, stream: trio.abc.HalfCloseableStream, peer: str) -> Link | None:
+        """Shake hands, decide, and answer, all before one deadline."""
+        with self._admission.admit(peer, self._settings.handshake_seconds) as scope:
+            try:
+                return await self._try_welcome(stream, peer)
+            except ProtocolError as error:
+                log("handshake-refused", peer=peer, reason=error)
+            except trio.BrokenResourceError:
+                log("handshake-refused", peer=peer, reason="the connection broke")
+        if scope.cancelled_caught:
+            log("handshake-refused", peer=peer, reason="it took too long, or had to make room")
+        return None
+
+    async def _try_welcome(self, stream: trio.abc.HalfCloseableStream, peer: str) -> Link | None:
+        responder = Responder(self._key, AgentPayload().encode())
+        hello = await self._shake_hands(stream, responder)
+        if hello is None:
+            # A probe stops here, as discovery does: it wanted our key and has told us nothing.
+            return None
+        transport = responder.transport()
+        controller = self._authorizer.find(hello.key)
+        if controller is None:
+            log("denied", peer=peer, key=fingerprint(hello.key), reason="this key is not authorised")
+            await stream.send_all(transport.encrypt(encode_denied()))
+            return None
+        payload = ControllerPayload.decode(hello.payload)
+        log("connected", peer=peer, controller=controller, key=fingerprint(hello.key), cipher=hello.suite.name)
+        session, welcome = await self._sessions.join(controller, payload)
+        if session is None:
+            await stream.send_all(transport.encrypt(encode_welcome(welcome)))
+            return None
+        link = Link(stream, transport, session, self._settings)
+        try:
+            await stream.send_all(transport.encrypt(encode_welcome(welcome)))
+        except BaseException:
+            session.protocol.detach()
+            self._sessions.lose(session)
+            raise
+        return link
+
+    async def _shake_hands(self, stream: trio.abc.HalfCloseableStream, responder: Responder) -> ControllerHello | None:
+        while True:
+            data = await stream.receive_some(_HANDSHAKE_READ_BYTES)
+            if not data:
+                return None
+            hello = responder.receive_data(bytes(data))
+            answer = responder.data_to_send()
+            if answer:
+                await stream.send_all(answer)
+            if hello is not None:
+                return hello

@@ -1,0 +1,162 @@
+"""One link: the tasks that carry a session over one connection, and how it ends.
+
+Three tasks: the reader never waits for anybody (acknowledgements arrive there), the writer encrypts
+only what the socket will take, and the keeper asks for a sign of life.  Whichever ends first ends the
+others; the session then waits for its next link.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from pyinfra_agent_protocol import LocalProtocolError, RecordInvalid, RemoteProtocolError, encode_goodbye
+
+from ._log import log
+
+if TYPE_CHECKING:
+    from pyinfra_agent_protocol import Transport
+
+    from ._session import AgentSession
+    from ._settings import Settings
+
+__all__ = ["Link"]
+
+_READ_BYTES: Final = 256 * 1024
+#: Records are joined up to here before they are written: fewer system calls, and latency stays small.
+_WRITE_BYTES: Final = 128 * 1024
+_GOODBYE_SECONDS: Final = 1.0
+
+
+class Link:
+    """The link that carries *session* over *stream* until `run` returns; made once it was welcomed."""
+
+    def __init__(
+        self, stream: trio.abc.HalfCloseableStream, transport: Transport, session: AgentSession, settings: Settings
+    ) -> None:
+        self.stream = stream
+        self.session = session
+        self._transport = transport
+        self._settings = settings
+        self._scope = trio.CancelScope()
+        self._finished = trio.Event()
+        self._written = trio.lowlevel.ParkingLot()
+        self._heard_at = -math.inf
+        self._reason = "closed"
+        #: True when the session did not survive the link: the controller broke the protocol.
+        self.broke_session = False
+
+    async def run(self) -> None:
+        """Carry the session until the link is lost or replaced.  The session is detached when this returns."""
+        self.session.link = self
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    nursery.start_soon(self._keep_alive)
+                    await self._read()
+        finally:
+            self.session.protocol.detach()
+            self.session.link = None
+            self._finished.set()
+            log("link-lost", controller=self.session.controller, session=self.session, reason=self._reason)
+
+    async def replace(self) -> None:
+        """End the link in favour of a newer one; returns when its reader has stopped."""
+        self._end("replaced")
+        await self._finished.wait()
+
+    async def say_goodbye(self, code: str, text: str) -> None:
+        """Tell the controller why the link ends, as far as it still listens, and end it."""
+        self.session.protocol.send_goodbye(code, text)
+        self.session.wake_writer()
+        with trio.move_on_after(_GOODBYE_SECONDS):
+            while self.session.protocol.has_data_to_send and not self._finished.is_set():
+                await self._written.park()
+        self._end(code)
+
+    def _end(self, reason: str) -> None:
+        if not self._scope.cancel_called:
+            self._reason = reason
+            self._scope.cancel()
+
+    async def _read(self) -> None:
+        self._heard_at = trio.current_time()
+        data = b""  # what came along with handshake message 3 is already in the transport
+        while True:
+            try:
+                for plaintext in self._transport.receive_data(data):
+                    self.session.receive_record(plaintext)
+            except RecordInvalid as error:
+                # Anybody in the network can inject bytes: they cost the link and never the session.
+                self._end(f"record refused: {error}")
+            except (RemoteProtocolError, LocalProtocolError) as error:
+                self.broke_session = True
+                await self._send_last(error)
+                self._end(f"protocol broken: {error}")
+            if self.session.protocol.has_data_to_send:
+                self.session.wake_writer()
+            try:
+                data = bytes(await self.stream.receive_some(_READ_BYTES))
+            except trio.BrokenResourceError as error:
+                self._end(f"connection broken: {error.__cause__ or error}")
+                return
+            if not data:
+                self._end("closed by the controller")
+                return
+            self._heard_at = trio.current_time()
+
+    async def _write(self) -> None:
+        protocol = self.session.protocol
+        try:
+            while True:
+                await self.session.wait_data_to_send()
+                while True:
+                    records: list[bytes] = []
+                    size = 0
+                    while size < _WRITE_BYTES and (plaintext := protocol.next_record()) is not None:
+                        records.append(self._transport.encrypt(plaintext))
+                        size += len(records[-1])
+                    if not records:
+                        self._written.unpark_all()
+                        break
+                    self.session.note_room()
+                    await self.stream.send_all(records[0] if len(records) == 1 else b"".join(records))
+                    if size >= _WRITE_BYTES:
+                        await self._wait_writable()
+                if self.session.is_closing and self.session.is_idle:
+                    self._end("closed")
+        except (trio.BrokenResourceError, LocalProtocolError) as error:
+            self._end(f"connection broken: {error.__cause__ or error}")
+
+    async def _wait_writable(self) -> None:
+        # TCP_NOTSENT_LOWAT makes this wait for a nearly empty queue, so that a command's answer never
+        # stands behind megabytes of a file that were encrypted too early.
+        if isinstance(self.stream, trio.SocketStream):
+            await trio.lowlevel.wait_writable(self.stream.socket.fileno())
+
+    async def _keep_alive(self) -> None:
+        pings = 0
+        while True:
+            idle, busy = self._settings.keepalive_seconds
+            interval = idle if self.session.is_idle else busy
+            silence = trio.current_time() - self._heard_at
+            if silence >= interval * self._settings.keepalive_missed:
+                self._end(f"silent for {silence:.0f} s")
+                return
+            if silence >= interval:
+                pings += 1
+                self.session.protocol.send_ping(pings)
+                self.session.wake_writer()
+            await trio.sleep(min(idle, busy))
+
+    async def _send_last(self, error: Exception) -> None:
+        """Say why, on a link whose session is over: the session can no longer."""
+        code = getattr(error, "code", "protocol")
+        with trio.move_on_after(_GOODBYE_SECONDS):
+            try:
+                await self.stream.send_all(self._transport.encrypt(encode_goodbye(code, str(error))))
+            except (trio.BrokenResourceError, trio.BusyResourceError):
+                return

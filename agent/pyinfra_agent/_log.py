@@ -1,0 +1,38 @@
+"""One line per event on stderr, for a person and for grep: `event name=value ...`.
+
+Output of commands and secrets never get here.  Whatever a peer chose is shown with its control
+characters escaped, so that nobody can write lines of his own into the log.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import datetime, timezone
+
+__all__ = ["log", "shown"]
+
+# The journal stamps each line itself.
+_WITH_TIME = "JOURNAL_STREAM" not in os.environ
+
+
+def shown(value: object) -> str:
+    """Return *value* as one word of printable text; quoted where it would not be one."""
+    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+    if text and text.isprintable() and not any(character in text for character in " \"'="):
+        return text
+    escaped = "".join(c if c.isprintable() and c not in '"\\' else c.encode("unicode_escape").decode() for c in text)
+    return '"' + escaped.replace('"', '\\"') + '"'
+
+
+def log(event: str, **facts: object) -> None:
+    """Write one line about *event*; facts that are None are left out."""
+    words = [event.replace(" ", "-"), *(f"{name}={shown(value)}" for name, value in facts.items() if value is not None)]
+    if _WITH_TIME:
+        words.insert(0, datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"))
+    try:
+        sys.stderr.write(" ".join(words) + "\n")
+        sys.stderr.flush()
+    except OSError:
+        # A log that cannot be written (disk full, reader gone) must not take the agent down.
+        return

@@ -1,0 +1,76 @@
+"""The private agent of `@agent/loopback`: one controller, keys for this run only, nothing on disk.
+
+The connector starts it as `python -m pyinfra_agent._loopback` with a pipe as standard input: the first
+line is the controller's key, and the end of the pipe, which comes even if the controller is killed
+with SIGKILL, is the end of the agent and of every command that still runs.  It answers with one line
+on standard output: its port and its key.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import trio
+
+from pyinfra_agent_protocol import KeyFormatError
+from pyinfra_agent_protocol.keys import KeyPair, format_public, parse_public
+
+from ._authorized import Controller
+from ._server import Agent, prepare_process
+from ._settings import Settings
+
+if TYPE_CHECKING:
+    from pyinfra_agent_protocol.keys import PublicKey
+
+__all__ = ["main"]
+
+
+class _OneController:
+    """Lets one key in."""
+
+    def __init__(self, public: PublicKey) -> None:
+        self._controller = Controller(public.key, public.comment)
+
+    def find(self, key: bytes) -> Controller | None:
+        return self._controller if key == self._controller.key else None
+
+
+def main() -> int:
+    """Serve the controller whose key is on standard input, until that ends."""
+    try:
+        public = parse_public(sys.stdin.readline().rstrip("\n"))
+    except KeyFormatError as error:
+        print(f"pyinfra-agent: the loopback agent was given no key: {error}", file=sys.stderr)
+        return 2
+    prepare_process()
+    key = KeyPair.generate()
+    settings = Settings(
+        inherited_environment=dict(os.environb), home=os.getcwdb(), session_ttl_seconds=60.0, stop_seconds=0.0
+    )
+    agent = Agent(settings, key, _OneController(public))
+
+    async def run() -> None:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        print(listeners[0].socket.getsockname()[1], format_public(key.public), flush=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stop_at_end_of_input, agent)
+            await agent.run(listeners)
+            nursery.cancel_scope.cancel()
+
+    trio.run(run)
+    return 0
+
+
+async def _stop_at_end_of_input(agent: Agent) -> None:
+    while True:
+        await trio.lowlevel.wait_readable(0)
+        if not os.read(0, 4096):
+            break
+    agent.kill_commands()
+    agent.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

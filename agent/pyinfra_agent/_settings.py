@@ -1,0 +1,72 @@
+"""What an agent is told at its start; nothing reads it again later."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pyinfra_agent_protocol import CHANNELS_MAX
+
+from ._environment import login_environment
+from ._process import Drain
+from ._upload import SyncPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that may differ between two agents.
+
+    Attributes:
+        state_dir: keys and the journal of temporary files; None keeps nothing.
+        inherited_environment: what commands get instead of a login environment (the loopback agent).
+        home: where commands start and relative file names begin; None is the user's home directory.
+        handshake_seconds: what a peer has to prove who it is.
+        unauthenticated_max: connections that have not done so, at once.
+        keepalive_seconds: silence after which a peer is asked for a sign of life, idle and with a
+            request outstanding.
+        keepalive_missed: intervals of silence after which a link is lost.
+        session_ttl_seconds: how long a session outlives its link.
+        sessions_per_key_max, sessions_max: above these the oldest session that is lost and idle goes.
+        requests_max: requests that one session may have open.
+        grace_seconds: between TERM and KILL.
+        stop_seconds: what running requests have left to end in after SIGTERM.
+        drain: when a command whose outputs stay open is over.
+        sync: how far an uploaded file is pushed to the disk.
+    """
+
+    state_dir: Path | None = None
+    inherited_environment: Mapping[bytes, bytes] | None = None
+    home: bytes | None = None
+    handshake_seconds: float = 10.0
+    unauthenticated_max: int = 64
+    keepalive_seconds: tuple[float, float] = (15.0, 5.0)
+    keepalive_missed: int = 3
+    session_ttl_seconds: float = 600.0
+    sessions_per_key_max: int = 64
+    sessions_max: int = 1024
+    requests_max: int = CHANNELS_MAX
+    grace_seconds: float = 5.0
+    stop_seconds: float = 10.0
+    drain: Drain = field(default_factory=Drain)
+    sync: SyncPolicy = SyncPolicy.NONE
+
+    def environment(self) -> dict[bytes, bytes]:
+        """Return a fresh environment for a command."""
+        if self.inherited_environment is not None:
+            return dict(self.inherited_environment)
+        return login_environment()
+
+    def directory(self, environment: Mapping[bytes, bytes]) -> bytes:
+        """Return where a command starts and relative names begin."""
+        if self.home is not None:
+            return self.home
+        home = environment.get(b"HOME", b"/")
+        # A home that is missing or closed to us (nobody's) must not make every command fail.
+        return home if os.path.isdir(home) and os.access(home, os.X_OK) else b"/"

@@ -1,0 +1,237 @@
+"""The put, get and stat requests: files between a channel and the disk.
+
+Blocking calls run in threads: one for a small file from opening to renaming, one per mebibyte for a
+large one.  While a thread digests and writes, the event loop decrypts what comes next.
+
+As another user nothing is opened by the agent: the bytes go through a process that the controller's
+wrapping (sudo, su, doas) starts as that user, with a nameless file that was verified first as its
+standard input.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import trio
+
+from pyinfra_agent_protocol import Digest, GetResult, PutResult, RequestRefused, StatResult
+
+from ._commands import start_command
+from ._download import Download
+from ._spawn import Command, Stdin
+from ._stat import FileRefused, show_path, stat_path
+from ._upload import Upload, open_spool
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from pyinfra_agent_protocol import Get, Put, Stat, StreamEnded
+
+    from ._channel import RequestChannel
+    from ._context import Context
+    from ._process import Process
+    from ._upload import Incoming, UploadResult
+
+__all__ = ["run_get", "run_put", "run_stat"]
+
+#: What one call into a thread reads.
+_BLOCK_BYTES: Final = 1024 * 1024
+#: The end of a helper's error output that is repeated to the controller.
+_SAID_BYTES: Final = 2048
+
+T = TypeVar("T")
+
+
+async def run_put(context: Context, channel: RequestChannel, request: Put) -> PutResult:
+    """Receive a file, verify it, and let it appear at its place, or give it to the writer."""
+    put = _put_as_other if request.argv is not None else _put
+    return await _unless_cancelled(channel, lambda: put(context, channel, request))
+
+
+async def run_get(context: Context, channel: RequestChannel, request: Get) -> GetResult:
+    """Send a file, or what the reader prints."""
+    get = _get_as_other if request.argv is not None else _get
+    return await _unless_cancelled(channel, lambda: get(context, channel, request))
+
+
+async def run_stat(context: Context, channel: RequestChannel, request: Stat) -> StatResult:
+    """Look at a path."""
+    found = await _in_thread(lambda: stat_path(context.locate(request.path), request.follow))
+    return StatResult(dict(found) if found is not None else None)
+
+
+async def _unless_cancelled(channel: RequestChannel, transfer: Callable[[], Awaitable[T]]) -> T:
+    """Await *transfer*, or stop it when the controller no longer wants it: a transfer is never left half done."""
+    result: list[T] = []
+    async with trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            result.append(await transfer())
+            nursery.cancel_scope.cancel()
+
+        async def watch() -> None:
+            await channel.cancelled.wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(watch)
+        nursery.start_soon(run)
+    if not result:
+        raise RequestRefused("cancelled", "the transfer was cancelled; nothing was changed")
+    return result[0]
+
+
+async def _in_thread(call: Callable[[], T]) -> T:
+    """Run a blocking *call*; its refusals become the request's."""
+    try:
+        return await trio.to_thread.run_sync(call)
+    except FileRefused as refusal:
+        raise RequestRefused(refusal.code, refusal.text) from refusal
+
+
+async def _put(context: Context, channel: RequestChannel, request: Put) -> PutResult:
+    path = context.locate(request.path)
+
+    def begin() -> Upload:
+        return Upload.open(
+            path,
+            digest=Digest(),
+            mode=request.mode,
+            in_place=request.in_place,
+            sync=context.settings.sync,
+            litter=context.litter,
+        )
+
+    def whole(chunks: Sequence[bytes], size: int, digest: bytes) -> PutResult:
+        upload = begin()
+        try:
+            upload.write(chunks)
+            return _put_result(upload.commit(size, digest))
+        finally:
+            upload.abort()
+
+    chunks = await channel.receive()
+    if channel.ended is not None:
+        size, digest = _announced(channel.ended)
+        return await _in_thread(lambda: whole(chunks, size, digest))
+    upload = await _in_thread(begin)
+    try:
+        while chunks:
+            await _in_thread(partial(upload.write, chunks))
+            chunks = await channel.receive()
+        size, digest = _announced(channel.ended)
+        return _put_result(await _in_thread(lambda: upload.commit(size, digest)))
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(upload.abort)
+
+
+def _put_result(done: UploadResult) -> PutResult:
+    return PutResult(done.size, done.created, done.in_place)
+
+
+def _announced(ended: StreamEnded | None) -> tuple[int, bytes]:
+    if ended is None or ended.size is None or ended.digest is None:
+        raise RequestRefused("bad-request", "put: the end of the data says neither size nor digest")
+    return ended.size, ended.digest
+
+
+async def _get(context: Context, channel: RequestChannel, request: Get) -> GetResult:
+    path = context.locate(request.path)
+    digest = Digest()
+
+    def begin() -> tuple[Download, bytes]:
+        download = Download.open(path, digest=digest)
+        try:
+            return download, download.read(_BLOCK_BYTES)
+        except BaseException:
+            download.close()
+            raise
+
+    download, block = await _in_thread(begin)
+    size = 0
+    try:
+        while block:
+            size += len(block)
+            await channel.send(block)
+            block = await _in_thread(lambda: download.read(_BLOCK_BYTES))
+    finally:
+        download.close()
+    return GetResult(size, digest.digest(), download.mode)
+
+
+async def _put_as_other(context: Context, channel: RequestChannel, request: Put) -> PutResult:
+    spool: Incoming = await _in_thread(lambda: open_spool(request.path, Digest()))
+    try:
+        while chunks := await channel.receive():
+            await _in_thread(partial(spool.write, chunks))
+        size, digest = _announced(channel.ended)
+        await _in_thread(lambda: spool.verify(size, digest))
+        process = _start_helper(context, request, spool.fd)
+    finally:
+        spool.close()
+    try:
+        said: list[bytes] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_collect, process.read_stdout, None)
+            nursery.start_soon(_collect, process.read_stderr, said)
+        await _require_success(process, said, "write", request.path)
+    finally:
+        process.abandon()
+    return PutResult(size, in_place=True)
+
+
+async def _get_as_other(context: Context, channel: RequestChannel, request: Get) -> GetResult:
+    process = _start_helper(context, request, Stdin.NONE)
+    digest = Digest()
+    size = 0
+    try:
+        said: list[bytes] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_collect, process.read_stderr, said)
+            content = await _after_nonce(process, request.nonce)
+            while content:
+                size += len(content)
+                digest.update(content)
+                await channel.send(content)
+                content = await process.read_stdout(_BLOCK_BYTES)
+        await _require_success(process, said, "read", request.path)
+    finally:
+        process.abandon()
+    return GetResult(size, digest.digest())
+
+
+def _start_helper(context: Context, request: Put | Get, stdin: int | Stdin) -> Process:
+    environment = context.settings.environment() | (request.env or {})
+    assert request.argv is not None
+    directory = context.settings.directory(environment)
+    return start_command(context, Command(argv=request.argv, env=environment, cwd=directory, stdin=stdin))
+
+
+async def _after_nonce(process: Process, nonce: bytes) -> bytes:
+    """Return what follows *nonce* in the helper's output; b"" if it never came."""
+    seen = b""
+    while block := await process.read_stdout(_BLOCK_BYTES):
+        seen += block
+        _, found, content = seen.partition(nonce) if nonce else (b"", b"-", seen)
+        if found:
+            return content or await process.read_stdout(_BLOCK_BYTES)
+        # A profile's chatter is not kept: only what may be the nonce's beginning.
+        seen = seen[-len(nonce) :]
+    return b""
+
+
+async def _collect(read: Callable[[int], Awaitable[bytes]], into: list[bytes] | None) -> None:
+    while block := await read(_BLOCK_BYTES):
+        if into is not None:
+            into[:] = [b"".join((*into, block))[-_SAID_BYTES:]]
+
+
+async def _require_success(process: Process, said: list[bytes], doing: str, path: bytes) -> None:
+    ended = await process.wait()
+    if ended.code == 0:
+        return
+    lines = b"".join(said).decode("utf-8", "backslashreplace").strip().splitlines()
+    how = f"exit status {ended.code}" if ended.code is not None else f"killed by signal {ended.signal}"
+    text = f"cannot {doing} {show_path(path)} as the other user: {lines[-1] if lines else how}"
+    raise RequestRefused("helper", "".join(c if c.isprintable() else "?" for c in text))

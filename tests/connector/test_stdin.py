@@ -1,0 +1,212 @@
+"""`_stdin` as bytes."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyinfra.connectors.util import write_stdin
+from pyinfra_agent_connector._stdin import CHUNK_BYTES, MAX_REMEMBERED_BYTES, StdinError, stdin_source
+
+
+def sent(source: Any) -> bytes:
+    """Carry what *source* would send."""
+    return source if isinstance(source, bytes) else b"".join(source or ())
+
+
+class Sink(io.BytesIO):
+    """What pyinfra writes to, readable after it is closed."""
+
+    content = b""
+
+    def close(self) -> None:
+        self.content = self.getvalue()
+        super().close()
+
+
+@pytest.mark.parametrize("stdin", [None, "", b"", [], (), False])
+def test_stdin_source_of_nothing_is_none(stdin):
+    """What pyinfra takes for no stdin is none."""
+    assert stdin_source(stdin) is None
+
+
+@pytest.mark.parametrize(
+    ("stdin", "expected"),
+    [
+        ("a", b"a\n"),
+        ("a\n", b"a\n"),
+        ("a\n\n", b"a\n\n"),
+        ("é\udcff", b"\xc3\xa9\xff\n"),
+        (b"a", b"a"),
+        (bytearray(b"a\x00"), b"a\x00"),
+        (memoryview(b"ab")[1:], b"b"),
+        (["a", "b\n", ""], b"a\nb\n\n"),
+        (("a", b"b", "c"), b"a\nbc\n"),
+        (io.StringIO("a\nb"), b"a\nb\n"),
+        (io.StringIO("a\nb\n"), b"a\nb\n"),
+        (io.StringIO(""), b""),
+        (io.BytesIO(b"a\xff"), b"a\xff"),
+    ],
+)
+def test_stdin_source_sends_the_same_bytes_twice(stdin, expected):
+    """Each kind of stdin has its bytes, and the sudo retry sends them again."""
+    source = stdin_source(stdin)
+    assert sent(source) == expected
+    assert sent(source) == expected
+
+
+@given(st.lists(st.text(), min_size=1) | st.text(min_size=1))
+def test_stdin_source_sends_what_pyinfra_would(stdin):
+    """For text and lists of text, the bytes are those that pyinfra's own write_stdin writes."""
+    sink = Sink()
+    try:
+        write_stdin(stdin, sink)
+    except UnicodeEncodeError:
+        return
+    assert sent(stdin_source(stdin)) == sink.content
+
+
+def test_stdin_source_joins_short_items():
+    """Many short items of a list become few chunks."""
+    source = stdin_source(["line"] * 100_000)
+    assert source is not None
+    chunks = list(source)
+    assert len(chunks) == 2
+    assert sent(chunks) == b"line\n" * 100_000
+
+
+def test_stdin_source_sends_a_generator_again_from_its_beginning():
+    """A retry in the middle sees the items that were sent, and then the rest."""
+    source = stdin_source(f"item {number}" for number in range(4))
+    assert source is not None
+    first = iter(source)
+    assert isinstance(first, type(iter(source)))
+    assert [next(iter(first)), next(iter(first))] == [b"item 0\n", b"item 1\n"]
+    assert sent(source) == b"item 0\nitem 1\nitem 2\nitem 3\n"
+    assert sent(source) == b"item 0\nitem 1\nitem 2\nitem 3\n"
+
+
+def test_stdin_source_makes_items_only_when_they_are_sent():
+    """A generator is not run ahead of its reader."""
+    made = []
+
+    def items():
+        for number in range(3):
+            made.append(number)
+            yield str(number)
+
+    source = stdin_source(items())
+    assert source is not None
+    assert made == []
+    assert next(iter(source)) == b"0\n"
+    assert made == [0]
+
+
+def test_stdin_source_refuses_to_repeat_more_than_it_remembers():
+    """A generator beyond the bound is sent once, and a retry is one clear OSError."""
+    piece = b"x" * (1 << 20)
+    count = MAX_REMEMBERED_BYTES // len(piece)
+    within = stdin_source(piece for _ in range(count))
+    assert within is not None
+    assert len(sent(within)) == len(sent(within)) == MAX_REMEMBERED_BYTES
+    beyond = stdin_source(piece for _ in range(count + 1))
+    assert beyond is not None
+    assert len(sent(beyond)) == MAX_REMEMBERED_BYTES + len(piece)
+    with pytest.raises(OSError, match=r"second time.*_sudo_password"):
+        iter(beyond)
+
+
+@pytest.mark.parametrize("mode", ["rb", "r"])
+def test_stdin_source_streams_a_file_in_chunks_from_its_beginning(tmp_path: Path, mode):
+    """A file is read in chunks, from the start each time, whatever was read of it before."""
+    content = "".join(f"liné {number}\n" for number in range(100_000))
+    path = tmp_path / "file"
+    path.write_bytes(content.encode())
+    with open(path, mode, encoding=None if "b" in mode else "utf-8") as file:
+        file.readline()
+        source = stdin_source(file)
+        assert source is not None
+        chunks = list(source)
+        assert len(chunks) > 2
+        assert max(map(len, chunks)) <= 2 * CHUNK_BYTES
+        assert sent(chunks) == sent(source) == content.encode()
+
+
+def test_stdin_source_lets_many_hosts_send_one_file():
+    """Readers of one file that take turns each get all of it."""
+    content = os.urandom(3 * CHUNK_BYTES + 1)
+    file = io.BytesIO(content)
+    sources = [stdin_source(file) for _ in range(3)]
+    readers = [iter(source) for source in sources if source is not None]
+    received = [b"" for _ in readers]
+    for _ in range(4):
+        for number, reader in enumerate(readers):
+            received[number] += next(reader)  # type: ignore[call-overload]
+    assert received == [content] * 3
+
+
+def test_stdin_source_does_not_seek_in_a_file_that_only_it_reads(tmp_path: Path, monkeypatch):
+    """A compressed file is decompressed once, not once a chunk."""
+    path = tmp_path / "file.gz"
+    path.write_bytes(gzip.compress(bytes(3 * CHUNK_BYTES)))
+    with gzip.open(path) as file:
+        monkeypatch.setattr(file, "seek", None)
+        assert sent(stdin_source(file)) == bytes(3 * CHUNK_BYTES)
+
+
+def test_stdin_source_remembers_a_pipe():
+    """What cannot seek is remembered like a generator."""
+    reading, writing = os.pipe()
+    os.write(writing, b"one\ntwo")
+    os.close(writing)
+    with open(reading, "rb") as file:
+        source = stdin_source(file)
+        assert sent(source) == b"one\ntwo"
+        assert sent(source) == b"one\ntwo"
+
+
+@pytest.mark.parametrize("stdin", [7, {"a": 1}, object()])
+def test_stdin_source_refuses_another_type(stdin):
+    """A stdin that cannot be sent is an OSError that names its type."""
+    with pytest.raises(StdinError, match=type(stdin).__name__) as caught:
+        stdin_source(stdin)
+    assert isinstance(caught.value, OSError)
+
+
+@pytest.mark.parametrize("stdin", [["a", 7], (item for item in ["a", 7])])
+def test_stdin_source_refuses_a_bad_item_when_it_comes_to_it(stdin):
+    """A bad item is an OSError that names its type."""
+    with pytest.raises(StdinError, match="item of _stdin is of type int"):
+        sent(stdin_source(stdin))
+
+
+def test_stdin_source_refuses_a_closed_file_and_a_file_that_does_not_wait():
+    """A file that cannot be read is an OSError, not an end of file."""
+    closed = io.BytesIO(b"a")
+    closed.close()
+    with pytest.raises(StdinError, match="closed file"):
+        sent(stdin_source(closed))
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with open(reading, "rb", buffering=0) as file, open(writing, "wb"), pytest.raises(StdinError, match="NoneType"):
+        sent(stdin_source(file))
+
+
+def test_stdin_source_refuses_text_without_bytes():
+    """A surrogate that stands for no byte is an OSError that names it."""
+    with pytest.raises(StdinError, match=r"U\+D800"):
+        stdin_source("a\ud800")
+
+
+def test_stdin_source_refuses_a_file_whose_text_cannot_be_decoded(tmp_path: Path):
+    """Text in another encoding than the file was opened with is an OSError."""
+    path = tmp_path / "file"
+    path.write_bytes(b"\xff")
+    with open(path, encoding="utf-8") as file, pytest.raises(StdinError, match="cannot be read"):
+        sent(stdin_source(file))
