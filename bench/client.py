@@ -7,7 +7,7 @@ import select
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -76,7 +76,8 @@ class WorkerClient:
         """End the process: it closes its connection when its stdin ends."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # the worker went before it read what was buffered
+            self._process.stdin.close()
         try:
             self._process.wait(LEAVE_WITHIN_S)
         except subprocess.TimeoutExpired:

@@ -82,7 +82,7 @@ def _measured(lab: Lab, wanted_peers: Sequence[str], wanted_figures: Sequence[st
     with ExitStack() as stack:
         peers, missing = open_peers(stack, lab, LOOPBACK, wanted_peers)
         if missing:
-            yield _print(_left_out(missing))
+            yield _print(_left_out("Peers left out", missing))
         if not peers:
             sys.exit("No peer is left to measure.")
         for figure, measure in _FIGURES.items():
@@ -91,7 +91,8 @@ def _measured(lab: Lab, wanted_peers: Sequence[str], wanted_figures: Sequence[st
                     _announce(figure, clients)
                     yield from map(_print, measure(clients, plan, lab))
     if ROUND_TRIPS in wanted_figures:
-        yield from map(_print, _round_trips(lab, wanted_peers, plan))
+        took_part = [name for name in wanted_peers if name not in missing]
+        yield from map(_print, _round_trips(lab, took_part, plan))
 
 
 def _round_trips(lab: Lab, wanted: Sequence[str], plan: Plan) -> list[Section]:
@@ -101,16 +102,17 @@ def _round_trips(lab: Lab, wanted: Sequence[str], plan: Plan) -> list[Section]:
             net = stack.enter_context(delay_net())
         except PeerUnavailableError as error:
             return [Section("Round trips", f"Left out: {error}.")]
-        peers, _ = open_peers(stack, lab, net.place, wanted)
+        peers, missing = open_peers(stack, lab, net.place, wanted)
+        left_out = [_left_out("Peers left out of the round trips", missing)] if missing else []
         if not any(ROUND_TRIPS in peer.figures for peer in peers):
-            return []
+            return left_out
         with workers(peers, ROUND_TRIPS, net.place, lab) as clients:
             _announce(ROUND_TRIPS, clients)
-            return figures.round_trips(clients, plan.round_trips, lab, net)
+            return [*left_out, *figures.round_trips(clients, plan.round_trips, lab, net)]
 
 
-def _left_out(missing: dict[str, PeerUnavailableError]) -> Section:
-    return Section("Peers left out", "\n".join(f"- {name}: {reason}" for name, reason in missing.items()))
+def _left_out(title: str, missing: dict[str, PeerUnavailableError]) -> Section:
+    return Section(title, "\n".join(f"- {name}: {reason}" for name, reason in missing.items()))
 
 
 def _document(sections: Sequence[Section]) -> str:

@@ -32,6 +32,7 @@ __all__ = ["ProcessTree", "become_subreaper"]
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _MOST_ROUNDS: Final = 20
+_LOOKS_WITHOUT_NEWS: Final = 2
 _FIRST_POLL_SECONDS: Final = 0.004
 _LAST_POLL_SECONDS: Final = 0.1
 
@@ -97,22 +98,36 @@ class ProcessTree:
                     os.close(pidfd)
 
     def kill(self) -> set[int]:
-        """SIGKILL the whole tree without waiting; returns who was signalled.
+        """SIGKILL the whole tree without waiting; returns who was found alive.
 
-        Everything is stopped first, until a look finds nobody new: a stopped process cannot fork, so not even a fork
-        bomb outruns the walk.
+        Everything is stopped first, until looks find nobody new: a stopped process cannot fork. Two looks, because a
+        process that forks and exits all the time can slip through one: its child came after the listing of /proc was
+        read, and the parent was gone when its turn came. One that does so faster than a look takes is only caught by
+        its cgroup.
         """
-        stopped = self.find()
-        self.send(signal.SIGSTOP, stopped)
-        self._kill_cgroup()
+        stopped: set[int] = set()
+        looks_without_news = 0
         for _ in range(_MOST_ROUNDS):
             fresh = self.find() - stopped
-            if not fresh:
-                break
-            self.send(signal.SIGSTOP, fresh)
-            stopped |= fresh
+            if fresh:
+                self.send(signal.SIGSTOP, fresh)
+                self._kill_cgroup()
+                stopped |= fresh
+                looks_without_news = 0
+            else:
+                looks_without_news += 1
+                if looks_without_news == _LOOKS_WITHOUT_NEWS:
+                    break
         self.send(signal.SIGKILL, stopped)
         return stopped
+
+    async def kill_until_gone(self) -> None:
+        """Kill again and again until nobody is found alive; the first time before anything else can run."""
+        interval = _FIRST_POLL_SECONDS
+        while self.kill():
+            await trio.sleep(interval)
+            interval = min(interval * 2, _LAST_POLL_SECONDS)
+        await trio.lowlevel.checkpoint()
 
     async def wait_gone(self) -> None:
         """Wait until a look finds nobody alive."""

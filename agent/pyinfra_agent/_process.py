@@ -111,7 +111,7 @@ class Supervisor:
                     process._reap()  # the kernel shows nobody else before this one is gone
                     continue
                 if os.getsid(dead.si_pid) == own_session:
-                    return reaped
+                    return reaped  # and it hides the rest until it is waited for
                 os.waitid(os.P_PID, dead.si_pid, os.WEXITED | os.WNOHANG)
             except (ChildProcessError, ProcessLookupError):
                 return reaped
@@ -259,9 +259,8 @@ class Process:
             with trio.move_on_after(grace_seconds):
                 await self._tree.wait_gone()
         finally:
-            self._tree.kill()
             with trio.CancelScope(deadline=trio.current_time() + _UNKILLABLE_SECONDS, shield=True):
-                await self._tree.wait_gone()
+                await self._tree.kill_until_gone()
             self._supervisor.reap_orphans()
         return self._tree.find()
 

@@ -7,9 +7,10 @@ memory. What the child inherits is settled here or by the agent as a whole:
 - SIGPIPE and SIGXFSZ, which Python ignores, get their default back (`restore_signals`). Handlers vanish on exec.
   `inherit_nothing_of_the_agent` does the rest once, at the agent's start: signals that whoever started the agent
   ignores (SIGHUP under nohup), and its signal mask;
-- resource limits and oom_score_adj are the agent's own: it changes neither, and its unit must not either.
+- resource limits, umask and oom_score_adj are the agent's own: it changes none, and its unit must not either.
 
-Pipes, never socketpairs: `echo x >/dev/stdout` opens the descriptor anew, which a socket refuses.
+Pipes, never socketpairs: `echo x >/dev/stdout` opens the descriptor anew, which a socket refuses. Linux 5.3 or newer,
+for pidfd_open.
 """
 
 from __future__ import annotations

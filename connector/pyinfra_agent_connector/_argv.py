@@ -43,6 +43,17 @@ _PLAIN: Final = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+# The parts of such a command. Not shlex.split, which goes character by character: 0.2 ms for a small script.
+_PART: Final = re.compile(
+    r"""
+      (?P<blank> [ \t]+ )
+    | (?P<bare> [^ \t'"\\]+ )
+    | '(?P<single> [^']* )'
+    | "(?P<double> (?: [^"\\] | \\. )* )"
+    | \\(?P<escaped> . )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
 _ASSIGNMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\+?=")
 
 
@@ -97,7 +108,19 @@ def plain_words(raw: str) -> list[str] | None:
     """Return the words of the shell command *raw*, or None if a shell would do more with it than split and unquote."""
     if not _PLAIN.fullmatch(raw):
         return None
-    words = shlex.split(raw)
+    words: list[str] = []
+    within_word = False
+    for part in _PART.finditer(raw):
+        kind = part.lastgroup or ""
+        if kind == "blank":
+            within_word = False
+            continue
+        text = re.sub(r"\\(.)", r"\1", part[kind]) if kind == "double" else part[kind]
+        if within_word:
+            words[-1] += text
+        else:
+            words.append(text)
+        within_word = True
     # In front of the program's name NAME=value is no word but an assignment.
     return words if words and not _ASSIGNMENT.match(words[0]) else None
 

@@ -110,6 +110,7 @@ class Welcome(Message):
         received: numbered frames that the agent received so far in this session.
         channels: requests that may be open at once.
         ttl: seconds for which the agent keeps the session after a link was lost.
+        user: name of the user that the agent runs as.
     """
 
     NAME: ClassVar[str] = "welcome"
@@ -119,6 +120,7 @@ class Welcome(Message):
     ttl: int = field(integer(0, _U32), 600)
     version: str = field(text(64), "")
     hostname: str = field(text(255), "")
+    user: str = field(text(255), "")
 
 
 # --- frames about the link ---

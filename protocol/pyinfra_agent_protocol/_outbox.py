@@ -102,6 +102,10 @@ class Outbox:
             return
         self._ready.setdefault(channel.id, channel)
 
+    def is_waiting(self, channel: int) -> bool:
+        """True while the frame that opens *channel* was not written to any link."""
+        return any(kept.kind is FrameType.OPEN and kept.channel == channel for kept in self._urgent)
+
     def forget(self, channel: int) -> None:
         """Drop what waits for a channel that is closed and was not yet numbered."""
         self._ready.pop(channel, None)

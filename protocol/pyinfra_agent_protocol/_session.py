@@ -285,6 +285,10 @@ class Session:
         found = self._channels.get(channel)
         return found is not None and found.down is not Half.CLOSED
 
+    def was_written(self, channel: int) -> bool:
+        """Connector: True once the request of *channel* was written to a link, whether or not it arrived."""
+        return not self._outbox.is_waiting(channel)
+
     def sendable(self, channel: int) -> int:
         """Bytes that `send_data` should be given now; 0 means wait until records were written."""
         found = self._channels.get(channel)

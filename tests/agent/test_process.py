@@ -103,6 +103,10 @@ def is_alive(pid):
         return False
 
 
+def is_reaped(pid):
+    return not os.path.exists(f"/proc/{pid}")
+
+
 def open_descriptors():
     return sorted(os.listdir("/proc/self/fd"))
 
@@ -421,18 +425,23 @@ async def test_hundred_commands_leave_no_descriptor_and_no_zombie(supervisor):
     await trio.testing.wait_all_tasks_blocked()
     assert open_descriptors() == before
     assert supervisor.processes == ()
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+    assert all(map(is_reaped, pids))
 
 
-async def test_orphans_are_reaped_and_other_children_are_not(supervisor):
-    """A child that other code in the agent waits for keeps its status."""
+@pytest.fixture
+def foreign_child():
+    """A child that other code in the agent started, and will wait for."""
+    with subprocess.Popen(["true"]) as child:
+        yield child
+
+
+async def test_orphans_are_reaped_and_other_children_are_not(supervisor, foreign_child):
     ours = supervisor.spawn(sh("exit 9"))
-    others = subprocess.Popen(["true"])
-    await gone(others.pid)
+    await gone(foreign_child.pid)
     await gone(ours.pid)
     supervisor.reap_orphans()
     supervisor.reap_orphans()
-    assert others.wait() == 0
+    assert foreign_child.wait() == 0
     assert (await collect(ours))[0] == Exit(9, None)
 
 

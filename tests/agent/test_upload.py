@@ -30,6 +30,7 @@ DEFAULT_ACL = "system.posix_acl_default"
 # Programs for a child: what a put says, and how to become another user first.
 SHED_ROOT = """
 import os
+import pyinfra_agent._upload
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)
@@ -686,6 +687,7 @@ def test_spool_is_nameless_private_and_rewound(size: int | None) -> None:
 
 KILLED_PROGRAM = """
 import errno, hashlib, os, sys
+from pyinfra_agent import _upload
 real_open = os.open
 def without_tmpfile(path, flags, mode=0o777, *, dir_fd=None):
     if sys.argv[3] == "named" and flags & os.O_TMPFILE == os.O_TMPFILE:

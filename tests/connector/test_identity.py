@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from pyinfra_agent_connector._identity import IdentityError, agent_home, load_or_create
 from pyinfra_agent_protocol.keys import parse_secret
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import fcntl
-import os
+import resource
 import stat
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gevent
 import pytest
+
 from pyinfra_agent_connector import _known
 from pyinfra_agent_connector._known import KnownAgents, Pin, PinResult, UntrustedAgent
 from pyinfra_agent_connector._names import BadAgentName
 from pyinfra_agent_protocol.keys import KeyPair, fingerprint, format_public
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ONE, TWO = (KeyPair.generate().public for _ in range(2))
 
@@ -85,7 +89,7 @@ def test_lookup_reads_an_unchanged_file_once(path, monkeypatch):
 
 
 def test_check_strict_refuses_an_unknown_agent_with_the_line_to_add(path):
-    """strict pins nothing, and its error holds a line that can be added as it stands."""
+    """Strict pins nothing, and its error holds a line that can be added as it stands."""
     known = KnownAgents(path)
     with pytest.raises(UntrustedAgent, match="strict") as caught:
         known.check("web1:7963", ONE, "strict")
@@ -143,7 +147,8 @@ def test_broken_lines_are_reported_by_number_and_hide_no_others(path):
         + b"\xff\xfe:x\x00 rubbish\n"
         + f"web4:7963 {format_public(ONE)}\n".encode()
         + f"web4:7963 {format_public(TWO)}\n".encode()
-        + b"known " + format_public(ONE).encode()
+        + b"known "
+        + format_public(ONE).encode()
     )
     known = KnownAgents(path)
     assert known.pins() == {"web4:7963": Pin(ONE, 5)}
@@ -178,13 +183,19 @@ def test_pin_keeps_a_link_to_the_file(path, tmp_path):
     assert "web1:7963" in real.read_text()
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_pin_that_cannot_be_written_is_refused(path):
-    """An agent that could not be pinned is not trusted."""
-    path.parent.mkdir()
-    path.symlink_to("/dev/full")
-    with pytest.raises(UntrustedAgent, match=r"web1:7963 cannot be pinned in .*known_agents"):
-        KnownAgents(path).pin("web1:7963", ONE)
+def test_pin_that_does_not_fit_on_the_disk_leaves_no_part_of_itself(path):
+    """An agent that could not be pinned is not trusted, and the file is as it was."""
+    known = written(path, f"web1:7963 {format_public(ONE)}\n")
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, hard))  # Python ignores SIGXFSZ
+    try:
+        with pytest.raises(UntrustedAgent, match=r"web2:7963 cannot be pinned in .*known_agents: the disk is full"):
+            known.pin("web2:7963", TWO)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert known.lookup("web2:7963") is None
 
 
 def test_unreadable_file_is_not_an_empty_one(path):

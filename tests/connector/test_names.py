@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pyinfra_agent_connector._names import (
     AgentName,
     BadAgentName,

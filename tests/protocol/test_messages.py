@@ -86,7 +86,12 @@ def execs(draw):
 MESSAGES = {
     AgentPayload: st.builds(AgentPayload, characters(64)),
     ControllerPayload: st.builds(
-        ControllerPayload, st.binary(min_size=16, max_size=16), counter(U32, 1), st.booleans(), counter(), characters(64)
+        ControllerPayload,
+        st.binary(min_size=16, max_size=16),
+        counter(U32, 1),
+        st.booleans(),
+        counter(),
+        characters(64),
     ),
     Welcome: st.builds(
         Welcome,

@@ -1,0 +1,74 @@
+"""Subcommands of `pyinfra-agent` that belong to the controller; found by their entry points."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pyinfra_agent_protocol.keys import format_public, format_secret
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["identity", "loopback"]
+
+
+def identity(argv: Sequence[str]) -> int:
+    """Print this controller's key line, making the key at first use."""
+    from ._identity import IdentityError, agent_home, load_or_create
+
+    parser = argparse.ArgumentParser(
+        prog="pyinfra-agent identity",
+        description="Print this controller's key line for `pyinfra-agent authorize`, making the key at first use.",
+    )
+    parser.add_argument("--home", metavar="DIR", help="directory of the key (default: as host data agent_home)")
+    arguments = parser.parse_args(argv)
+    try:
+        found = load_or_create(agent_home(arguments.home))
+    except IdentityError as error:
+        print(f"pyinfra-agent: {error}", file=sys.stderr)
+        return 1
+    print(format_public(found.keypair.public, found.comment))
+    return 0
+
+
+def loopback(argv: Sequence[str]) -> int:
+    """Run a private agent in the foreground and print the inventory name to use."""
+    import tempfile
+    from pathlib import Path
+
+    from gevent import signal_handler
+    from gevent.event import Event
+
+    from ._errors import AgentError
+    from ._identity import IDENTITY_FILE
+    from ._loopback import start_loopback
+
+    parser = argparse.ArgumentParser(
+        prog="pyinfra-agent loopback",
+        description="Run a private agent on 127.0.0.1 until Ctrl-C, and print how to reach it from another terminal.",
+    )
+    parser.parse_args(argv)
+    stopped = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal_handler(number, stopped.set)
+    try:
+        agent = start_loopback()
+    except AgentError as error:
+        print(f"pyinfra-agent: {error}", file=sys.stderr)
+        return 1
+    with tempfile.TemporaryDirectory(prefix="pyinfra-agent-loopback-") as home:
+        key = Path(home, IDENTITY_FILE)
+        key.touch(mode=0o600)
+        key.write_text(f"{format_secret(agent.identity.keypair, agent.identity.comment)}\n")
+        print("A private agent runs until Ctrl-C. In another terminal:\n")
+        print(f"  pyinfra @agent/127.0.0.1:{agent.port} --data agent_home={home} fact server.Hostname", flush=True)
+        _wait(stopped)
+    agent.stop()
+    return 0
+
+
+def _wait(stopped: Any) -> None:  # noqa: ANN401 - gevent has no types
+    stopped.wait()
