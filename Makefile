@@ -23,14 +23,14 @@ demo: $(INSTALLED) ## run examples/site.py twice through @agent/loopback; the se
 	'$(BIN)/pyinfra' -y --json "$$@" > second-run.json && \
 	'$(BIN)/python' '$(CURDIR)/examples/no_changes.py' second-run.json
 
-# One process per line. trio cannot run in a process that gevent has patched, so agent and connector are apart; and a
-# directory that has lost its tests fails here (pytest exits with 5) instead of hiding behind the others.
+# One process each. trio cannot run in a process that gevent has patched, so agent and connector are apart; and a
+# directory that has lost its tests fails here (pytest exits with 5) instead of hiding behind the others. --basetemp,
+# because pytest otherwise sweeps directories that all its runs of one user share, and two at once trip over each other.
 test: $(INSTALLED) ## run every test
-	@'$(BIN)/pytest' tests/protocol
-	@'$(BIN)/pytest' tests/agent
-	@'$(BIN)/pytest' tests/connector
-	@'$(BIN)/pytest' tests/test_packaging.py
-	@'$(BIN)/pytest' tests/e2e
+	@directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && \
+	for tests in tests/protocol tests/agent tests/connector tests/test_packaging.py tests/e2e; do \
+	    '$(BIN)/pytest' --basetemp="$$directory/pytest" "$$tests" || exit; \
+	done
 
 lint: $(INSTALLED) ## check style, formatting, types and who imports whom
 	@'$(BIN)/ruff' check

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pyinfra_agent_protocol import Session
 
-__all__ = ["RequestChannel", "SessionEnded"]
+__all__ = ["RequestCancelled", "RequestChannel", "SessionEnded"]
 
 _CONTROLS_MAX: Final = 16
 
@@ -36,6 +36,13 @@ class SessionEnded(RequestRefused):
 
     def __init__(self) -> None:
         super().__init__("session-ended", "the session ended before the request did")
+
+
+class RequestCancelled(RequestRefused):
+    """The controller no longer wants the request, and its data will not come."""
+
+    def __init__(self) -> None:
+        super().__init__("cancelled", "the request was cancelled before it began")
 
 
 class RequestChannel:
@@ -68,6 +75,7 @@ class RequestChannel:
 
         Raises:
             SessionEnded: the session is over and the end of the data will never come.
+            RequestCancelled: nor will it here, because the controller cancelled the request.
         """
         await trio.lowlevel.checkpoint()
         while not self._inbox:
@@ -75,6 +83,8 @@ class RequestChannel:
                 return []
             if self._session_ended:
                 raise SessionEnded
+            if self.cancelled.is_set():
+                raise RequestCancelled
             await self._arrival.park()
         chunks = list(self._inbox)
         self._inbox.clear()
@@ -117,6 +127,11 @@ class RequestChannel:
             self._listener(event)
         else:
             self._controls.append(event)
+
+    def cancel(self) -> None:
+        """Note that the controller no longer wants the request."""
+        self.cancelled.set()
+        self._arrival.unpark_all()
 
     def note_room(self) -> None:
         """Let a handler that waits for room look again."""

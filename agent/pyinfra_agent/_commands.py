@@ -10,7 +10,7 @@ import trio
 
 from pyinfra_agent_protocol import ExecResult, RequestRefused, ResizeReceived, SignalReceived
 
-from ._channel import SessionEnded
+from ._channel import RequestCancelled, SessionEnded
 from ._pty import PtySize
 from ._spawn import Command, SpawnFailed, Stdin
 
@@ -122,6 +122,8 @@ class _Run:
             # The session ended: a command must not take half of its input for all of it, but it must not
             # wait for ever either. Closing is what a lost terminal does.
             await self._process.end_stdin()
+        except RequestCancelled:
+            return  # the process is being ended
 
     async def _watch(self) -> None:
         """End the process tree when its time is over or nobody wants it any more."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -25,6 +24,7 @@ from ._channel import SessionEnded
 from ._commands import run_exec
 from ._log import log
 from ._transfers import run_get, run_put, run_stat
+from ._version import software_version
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -35,15 +35,7 @@ if TYPE_CHECKING:
     from ._context import Context
     from ._session import AgentSession
 
-__all__ = ["HANDLERS", "handle_request", "software_version"]
-
-
-def software_version() -> str:
-    """Return the installed version of this distribution."""
-    try:
-        return metadata.version("pyinfra-agentd")
-    except metadata.PackageNotFoundError:  # run from a source tree that was never installed
-        return "unknown"
+__all__ = ["HANDLERS", "handle_request"]
 
 
 async def _run_info(context: Context, channel: RequestChannel, request: Info) -> InfoResult:

@@ -126,7 +126,7 @@ class Link:
                     await self.stream.send_all(records[0] if len(records) == 1 else b"".join(records))
                     if size >= _WRITE_BYTES:
                         await self._wait_writable()
-                if self.session.is_closing and self.session.is_idle:
+                if self.session.is_closing:
                     self._end("closed")
         except (trio.BrokenResourceError, LocalProtocolError) as error:
             self._end(f"connection broken: {error.__cause__ or error}")

@@ -10,10 +10,19 @@ import os
 import sys
 from datetime import datetime, timezone
 
-__all__ = ["log", "shown"]
+__all__ = ["be_quiet", "log", "shown"]
 
 # The journal stamps each line itself.
 _WITH_TIME = "JOURNAL_STREAM" not in os.environ
+
+
+_quiet = False
+
+
+def be_quiet() -> None:
+    """Write nothing from now on: a loopback agent shares its controller's terminal."""
+    global _quiet
+    _quiet = True
 
 
 def shown(value: object) -> str:
@@ -27,6 +36,8 @@ def shown(value: object) -> str:
 
 def log(event: str, **facts: object) -> None:
     """Write one line about *event*; facts that are None are left out."""
+    if _quiet:
+        return
     words = [event.replace(" ", "-"), *(f"{name}={shown(value)}" for name, value in facts.items() if value is not None)]
     if _WITH_TIME:
         words.insert(0, datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"))

@@ -18,6 +18,7 @@ from pyinfra_agent_protocol import KeyFormatError
 from pyinfra_agent_protocol.keys import KeyPair, format_public, parse_public
 
 from ._authorized import Controller
+from ._log import be_quiet
 from ._server import Agent, prepare_process
 from ._settings import Settings
 
@@ -45,6 +46,7 @@ def main() -> int:
         print(f"pyinfra-agent: the loopback agent was given no key: {error}", file=sys.stderr)
         return 2
     prepare_process()
+    be_quiet()
     key = KeyPair.generate()
     settings = Settings(
         inherited_environment=dict(os.environb), home=os.getcwdb(), session_ttl_seconds=60.0, stop_seconds=0.0

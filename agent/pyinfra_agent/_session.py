@@ -5,6 +5,9 @@ A session's requests run in the agent's nursery and not in a link's, so a lost l
 
 from __future__ import annotations
 
+import os
+import platform
+import pwd
 from typing import TYPE_CHECKING
 
 import trio
@@ -32,6 +35,7 @@ from pyinfra_agent_protocol import (
 
 from ._channel import RequestChannel
 from ._log import log
+from ._version import software_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,7 +134,7 @@ class AgentSession:
             elif isinstance(event, SignalReceived | ResizeReceived):
                 found.put_control(event)
             elif isinstance(event, CancelReceived):
-                found.cancelled.set()
+                found.cancel()
 
     async def drop_link(self) -> None:
         """End the link that carries the session, if there is one, and wait until its reader has stopped."""
@@ -232,6 +236,9 @@ class SessionTable:
             received=received,
             channels=self._settings.requests_max,
             ttl=int(self._settings.session_ttl_seconds),
+            version=software_version(),
+            hostname=platform.node()[:255],
+            user=_own_name(),
         )
 
     def _make_room(self, key: bytes) -> bool:
@@ -242,8 +249,17 @@ class SessionTable:
         return len(self._sessions) < self._settings.sessions_max or self._evict(list(self._sessions.values()))
 
     def _evict(self, candidates: list[AgentSession]) -> bool:
-        for session in candidates:
-            if session.link is None and session.is_idle:
-                self.drop(session)
-                return True
+        lost = [session for session in candidates if session.link is None and session.is_idle]
+        # One that holds an answer which its controller never acknowledged goes only if there is no other.
+        for session in sorted(lost, key=lambda session: not session.protocol.is_idle):
+            self.drop(session)
+            return True
         return False
+
+
+def _own_name() -> str:
+    """Return the name of the user that this process runs as; its number if it has none."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())

@@ -190,12 +190,16 @@ async def _get_as_other(context: Context, channel: RequestChannel, request: Get)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_collect, process.read_stderr, said)
             content = await _after_nonce(process, request.nonce)
+            began = content is not None
             while content:
                 size += len(content)
                 digest.update(content)
                 await channel.send(content)
                 content = await process.read_stdout(_BLOCK_BYTES)
         await _require_success(process, said, "read", request.path)
+        if not began:
+            text = f"cannot read {show_path(request.path)} as the other user: its command ended before it began to read"
+            raise RequestRefused("helper", text)
     finally:
         process.abandon()
     return GetResult(size, digest.digest())
@@ -208,8 +212,8 @@ def _start_helper(context: Context, request: Put | Get, stdin: int | Stdin) -> P
     return start_command(context, Command(argv=request.argv, env=environment, cwd=directory, stdin=stdin))
 
 
-async def _after_nonce(process: Process, nonce: bytes) -> bytes:
-    """Return what follows *nonce* in the helper's output; b"" if it never came."""
+async def _after_nonce(process: Process, nonce: bytes) -> bytes | None:
+    """Return what follows *nonce* in the helper's output, b"" at its end; None if the nonce never came."""
     seen = b""
     while block := await process.read_stdout(_BLOCK_BYTES):
         seen += block
@@ -218,7 +222,7 @@ async def _after_nonce(process: Process, nonce: bytes) -> bytes:
             return content or await process.read_stdout(_BLOCK_BYTES)
         # A profile's chatter is not kept: only what may be the nonce's beginning.
         seen = seen[-len(nonce) :]
-    return b""
+    return None if nonce else b""
 
 
 async def _collect(read: Callable[[int], Awaitable[bytes]], into: list[bytes] | None) -> None:

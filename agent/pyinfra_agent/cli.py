@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE, end="")
         return 0 if words else 2
     if words[0] in ("-V", "--version"):
-        from ._dispatch import software_version
+        from ._version import software_version
 
         print(f"{_PROGRAM} {software_version()}")
         return 0

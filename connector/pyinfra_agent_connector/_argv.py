@@ -108,19 +108,18 @@ def plain_words(raw: str) -> list[str] | None:
     """Return the words of the shell command *raw*, or None if a shell would do more with it than split and unquote."""
     if not _PLAIN.fullmatch(raw):
         return None
-    words: list[str] = []
+    parts_of_words: list[list[str]] = []
     within_word = False
     for part in _PART.finditer(raw):
         kind = part.lastgroup or ""
         if kind == "blank":
             within_word = False
             continue
-        text = re.sub(r"\\(.)", r"\1", part[kind]) if kind == "double" else part[kind]
-        if within_word:
-            words[-1] += text
-        else:
-            words.append(text)
-        within_word = True
+        if not within_word:
+            parts_of_words.append([])
+            within_word = True
+        parts_of_words[-1].append(re.sub(r"\\(.)", r"\1", part[kind]) if kind == "double" else part[kind])
+    words = ["".join(parts) for parts in parts_of_words]
     # In front of the program's name NAME=value is no word but an assignment.
     return words if words and not _ASSIGNMENT.match(words[0]) else None
 

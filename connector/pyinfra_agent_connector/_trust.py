@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 from pyinfra_agent_protocol import KeyFormatError
@@ -33,7 +34,7 @@ def key_checker(home: Path, host: str, port: int, policy: str, pinned: str | Non
         UntrustedAgent: *pinned* is no key line.
     """
     if pinned is None:
-        known = KnownAgents(home / KNOWN_AGENTS_FILE)
+        known = _known_agents(home / KNOWN_AGENTS_FILE)
         return lambda key: _ignore(known.check(pin_name(host, port), key, policy))
     try:
         wanted = parse_public(pinned.strip()).key
@@ -48,6 +49,12 @@ def key_checker(home: Path, host: str, port: int, policy: str, pinned: str | Non
             )
 
     return check
+
+
+@cache
+def _known_agents(path: Path) -> KnownAgents:
+    """Share one object per file: two hundred hosts then read it once."""
+    return KnownAgents(path)
 
 
 def _ignore(_: object) -> None:

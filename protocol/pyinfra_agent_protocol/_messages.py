@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from ._constants import CHANNELS_MAX, FRAME_BODY_MAX_BYTES, SESSION_ID_BYTES
+from ._constants import FRAME_BODY_MAX_BYTES, SESSION_ID_BYTES
+from ._digest import DIGEST_BYTES
 from ._errors import MessageInvalid
 from ._fields import (
     Message,
@@ -115,9 +116,9 @@ class Welcome(Message):
 
     NAME: ClassVar[str] = "welcome"
     session: str = field(choice("new", "resumed", "unknown", "stale", "full"))
-    received: int = field(integer(0, _U64), 0)
-    channels: int = field(integer(1, _U16), CHANNELS_MAX)
-    ttl: int = field(integer(0, _U32), 600)
+    received: int = field(integer(0, _U64))
+    channels: int = field(integer(1, _U16))
+    ttl: int = field(integer(0, _U32))
     version: str = field(text(64), "")
     hostname: str = field(text(255), "")
     user: str = field(text(255), "")
@@ -186,7 +187,7 @@ class End(Message):
 
     NAME: ClassVar[str] = "end"
     size: int | None = field(nullable(integer(0, _U64)), None)
-    digest: bytes | None = field(nullable(binary(64)), None)
+    digest: bytes | None = field(nullable(binary(DIGEST_BYTES, least=DIGEST_BYTES)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +226,10 @@ class ExecResult(Result):
     exit: int | None = field(nullable(integer(0, 255)))
     signal: int | None = field(nullable(integer(1, 64)), None)
     reason: str = field(choice("exited", "timeout", "cancelled"), "exited")
+
+    def __post_init__(self) -> None:
+        if (self.exit is None) == (self.signal is None):
+            raise MessageInvalid("exec-result: exactly one of exit and signal is given")
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +281,7 @@ class Put(Request):
 
     Attributes:
         path: the file; relative ones start at the home directory.
-        mode: permission bits of a new file; None lets the umask decide.  An existing file keeps its own.
+        mode: permission bits for the file, new or old; None lets the umask decide, or keeps what is there.
         in_place: write into the file that is there instead of renaming a new one over it.
         argv: run this and give it the verified bytes as standard input instead of writing `path`
             (a writer that sudo starts as somebody else); `env` as in exec.
@@ -297,7 +302,7 @@ class GetResult(Result):
 
     NAME: ClassVar[str] = "get-result"
     size: int = field(integer(0, _U64))
-    digest: bytes = field(binary(64))
+    digest: bytes = field(binary(DIGEST_BYTES, least=DIGEST_BYTES))
     mode: int | None = field(nullable(integer(0, 0o7777)), None)
 
 

@@ -163,6 +163,8 @@ class Outbox:
                 parts += (encode_header(kind, 0, channel, 8), encode_counter(limit))
                 room -= 2 * FRAME_HEADER_BYTES
         for kind, body in tuple(self._notices.items()):
+            if kind is FrameType.GOODBYE and (self._replay or self._urgent or (self._ready and not self.is_full)):
+                continue  # it is the last frame of a link
             if len(body) + FRAME_HEADER_BYTES > room:
                 break
             del self._notices[kind]

@@ -153,8 +153,8 @@ class Session:
 
     @property
     def is_idle(self) -> bool:
-        """True when no request is open: a lost link then loses nothing."""
-        return not any(channel.down is not Half.CLOSED for channel in self._channels.values())
+        """True when no request is open, and none's last frame is unacknowledged: a lost link then loses nothing."""
+        return not self._channels
 
     @property
     def retained_bytes(self) -> int:
@@ -389,6 +389,8 @@ class Session:
         """
         if not 1 <= frame.channel <= self._last_channel:
             raise FrameInvalid(f"{frame.kind.name} on channel {frame.channel}, which was never opened")
+        if self._outbox.is_waiting(frame.channel):
+            raise FrameInvalid(f"{frame.kind.name} on channel {frame.channel}, which the peer cannot know yet")
         return self._channels.get(frame.channel)
 
     def _receive_up(self, frame: Frame) -> Channel | None:

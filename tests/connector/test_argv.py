@@ -217,12 +217,12 @@ def test_plain_words_refuses_what_a_shell_acts_upon(raw):
 
 def test_plain_words_reads_a_long_text_in_linear_time():
     """A large script, with or without an operator at its end, does not stall the controller."""
-    started = time.perf_counter()
+    started = time.process_time()
     script = "a 'b' \"c\" \\d " * 20_000
     assert plain_words(script) == ["a", "b", "c", "d"] * 20_000
     assert plain_words(script + ";") is None
     assert plain_words("x" + script.replace(" ", "")) == ["x" + "abcd" * 20_000]
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 5
 
 
 @pytest.fixture(scope="module")

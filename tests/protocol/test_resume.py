@@ -73,6 +73,26 @@ def test_replayed_frames_go_before_new_ones():
     assert kinds(wire.connector.next_record()) == [FrameType.DATA, FrameType.CANCEL, FrameType.DATA]
 
 
+def test_replay_that_takes_several_records_is_not_interrupted():
+    """Frames are numbered by their order, so a new CANCEL waits until the last old frame has gone."""
+    wire = Wire()
+    opened(wire)
+    wire.connector.send_data(1, bytes(WINDOW_INITIAL_BYTES))
+    while wire.write(Side.CONNECTOR):
+        pass
+    wire.cut()
+    wire.connector.send_cancel(1)
+    wire.resume()
+    order = []
+    while wire.write(Side.CONNECTOR):
+        order.append(kinds(wire.flying[Side.CONNECTOR][-1]))
+    assert len(order) > 1
+    assert FrameType.CANCEL not in order[0]
+    events = wire.settle()[0]
+    assert len(content(events, 1)) == WINDOW_INITIAL_BYTES
+    assert events[-1] == CancelReceived(1)
+
+
 def test_commands_answered_while_there_was_no_link_are_answered_on_the_next():
     wire = Wire()
     opened(wire)
@@ -183,8 +203,9 @@ class Links(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.agent_budget = Budget(2 * 1024 * 1024)
+        self.connector_budget = Budget(1024 * 1024)
         self.wire = Wire(
-            Session(Side.CONNECTOR, channels_max=4, budget=Budget(1024 * 1024)),
+            Session(Side.CONNECTOR, channels_max=4, budget=self.connector_budget),
             Session(Side.AGENT, channels_max=4, budget=Budget(1024 * 1024, self.agent_budget)),
         )
         self.linked = True
@@ -378,7 +399,7 @@ class Links(RuleBasedStateMachine):
         self.drain()
         assert self.wire.agent.retained_bytes == 0
         assert not self.wire.agent._channels
-        assert self.agent_budget.reserved_bytes == 0
+        assert self.agent_budget.reserved_bytes == self.connector_budget.reserved_bytes == 0
 
     def drain(self):
         for _ in range(200):

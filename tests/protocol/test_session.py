@@ -473,6 +473,24 @@ def test_control_frames_keep_the_order_of_the_calls(wire):
     ]
 
 
+def test_data_does_not_overtake_a_request_that_waits_for_the_next_record(wire):
+    for _ in range(2):
+        channel = wire.connector.open(Exec((b"x" * 40_000,), stdin=True))
+        wire.connector.send_data(channel, b"in")
+    assert kinds(wire.write(Side.CONNECTOR)) == [FrameType.OPEN]
+    assert kinds(wire.write(Side.CONNECTOR)) == [FrameType.OPEN, FrameType.DATA, FrameType.DATA]
+    assert [type(event) for event in wire.settle()[0]] == [RequestReceived, RequestReceived, DataReceived, DataReceived]
+
+
+def test_request_was_written_once_it_is_in_a_record(wire):
+    """Whether the agent may have seen it: what was never written is safe to ask again."""
+    channel = wire.connector.open(COMMAND)
+    assert not wire.connector.was_written(channel)
+    wire.write(Side.CONNECTOR)
+    wire.cut()
+    assert wire.connector.was_written(channel)
+
+
 def test_result_never_overtakes_data(wire):
     """A result waits behind DATA that has no credit."""
     opened(wire)
