@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ._litter import Litter
     from ._process import Supervisor
     from ._settings import Settings
-    from ._upload import Litter
 
 __all__ = ["Context"]
 

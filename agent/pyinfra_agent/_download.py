@@ -7,10 +7,11 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from ._stat import FileRefused, refused, show_path, translating, type_of
+from ._refusal import FileRefused, refused, show_path, translating
+from ._stat import type_of
 
 if TYPE_CHECKING:
-    from ._upload import RunningDigest
+    from ._incoming import RunningDigest
 
 __all__ = ["Download"]
 

@@ -16,11 +16,11 @@ from ._connection import ConnectionServer
 from ._context import Context
 from ._dispatch import handle_request
 from ._kill import become_subreaper
+from ._litter import Litter
 from ._log import log
 from ._process import Supervisor
 from ._session import AgentSession, SessionTable
 from ._spawn import inherit_nothing_of_the_agent
-from ._upload import Litter
 
 if TYPE_CHECKING:
     from pyinfra_agent_protocol import Request
@@ -58,14 +58,14 @@ class Agent:
         self._accepting = trio.CancelScope()
         self._stopping = trio.Event()
         self._request_ended = trio.lowlevel.ParkingLot()
+        self._litter = self._open_litter()
 
     async def run(self, listeners: list[trio.SocketListener]) -> None:
         """Serve *listeners* until `stop`; requests that run then get their time to end."""
-        litter = self._open_litter()
         async with trio.open_nursery() as nursery:
             supervisor = Supervisor(nursery)
             nursery.start_soon(supervisor.reap_orphans_forever)
-            self._context = Context(self._settings, supervisor, litter, _boot_id())
+            self._context = Context(self._settings, supervisor, self._litter, _boot_id())
             self._sessions = SessionTable(self._settings, nursery, Budget(AGENT_BUDGET_BYTES), self._start_request)
             self._requests = nursery
             self._connections = ConnectionServer(
@@ -79,8 +79,8 @@ class Agent:
                 await trio.serve_listeners(self._serve, listeners, handler_nursery=nursery)
             await self._drain()
             nursery.cancel_scope.cancel()
-        if litter is not None:
-            litter.close()
+        if self._litter is not None:
+            self._litter.close()
 
     def stop(self) -> None:
         """Accept nothing more, let what runs end, and return from `run`."""

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
-from pyinfra_agent_protocol import Digest, GetResult, PutResult, RequestRefused, StatResult
+from pyinfra_agent_protocol import DATA_BODY_BYTES, Digest, GetResult, PutResult, RequestRefused, StatResult
 
 from ._commands import start_command
 from ._download import Download
+from ._incoming import open_spool
+from ._refusal import FileRefused, show_path
 from ._spawn import Command, Stdin
-from ._stat import FileRefused, show_path, stat_path
-from ._upload import Upload, open_spool
+from ._stat import stat_path
+from ._upload import Upload
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -30,13 +32,14 @@ if TYPE_CHECKING:
 
     from ._channel import RequestChannel
     from ._context import Context
+    from ._incoming import Incoming
     from ._process import Process
-    from ._upload import Incoming, UploadResult
+    from ._upload import UploadResult
 
 __all__ = ["run_get", "run_put", "run_stat"]
 
-#: What one call into a thread reads.
-_BLOCK_BYTES: Final = 1024 * 1024
+#: What one call into a thread reads: a multiple of a frame's body, so that no crumb is left over.
+_BLOCK_BYTES: Final = 16 * DATA_BODY_BYTES
 #: The end of a helper's error output that is repeated to the controller.
 _SAID_BYTES: Final = 2048
 

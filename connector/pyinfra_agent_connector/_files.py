@@ -10,16 +10,19 @@ from contextlib import contextmanager, suppress
 from io import StringIO
 from typing import IO, TYPE_CHECKING, Any, Final
 
+from pyinfra_agent_protocol import DATA_BODY_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 __all__ = ["local_chunks", "local_sink"]
 
-_CHUNK_BYTES: Final = 256 * 1024
+#: A multiple of a frame's body, so that no crumb of a frame is left over from each read.
+_CHUNK_BYTES: Final = 8 * DATA_BODY_BYTES
 
 
 def local_chunks(filename_or_io: str | os.PathLike[str] | IO[Any]) -> Iterator[bytes]:
-    """Yield the content of a local file or IO object from its start, a quarter of a mebibyte at a time.
+    """Yield the content of a local file or IO object from its start, about half a mebibyte at a time.
 
     Text is sent as UTF-8.  An IO object is left where its reading ended, as pyinfra leaves it.
 

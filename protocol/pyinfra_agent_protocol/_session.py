@@ -248,11 +248,11 @@ class Session:
 
     def next_record(self) -> bytes | None:
         """Return the plaintext of the next record, or None if there is nothing to send now."""
-        if not self._attached:
+        if not self._attached or self._outbox.is_empty:
             return None
         # Whatever is sent acknowledges as well, and first: the agent counts a request until its last frame is
         # acknowledged, so an OPEN that the connector may send never comes too early.
-        if self.received != self._said_received and not self._outbox.is_empty and not self._broken:
+        if self.received != self._said_received and not self._broken:
             self._outbox.say_ack(self.received)
             self._note_said()
         return self._outbox.next_record() or None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pyinfra_agent._download import Download
-from pyinfra_agent._stat import FileRefused
+from pyinfra_agent._refusal import FileRefused
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ from pyinfra_agent_protocol._messages import Welcome
 from tests.protocol.helpers import frame, reproducible
 
 
-@pytest.mark.parametrize("session", ["new", "resumed", "unknown", "stale"])
+@pytest.mark.parametrize("session", ["new", "resumed", "unknown", "stale", "full"])
 def test_connector_reads_the_welcome_that_the_agent_wrote(session):
     welcome = Welcome(session, received=7, channels=3, ttl=60, version="0.1.0", hostname="web1")
     assert decode_answer(encode_welcome(welcome)) == welcome
@@ -27,7 +27,7 @@ def test_denial_is_eight_bytes_and_always_the_same():
     assert encode_denied() == encode_denied() == bytes([33, 0, 0, 0, 0, 0, 0, 0])
 
 
-WELCOME = encode_welcome(Welcome("new"))
+WELCOME = encode_welcome(Welcome("new", 0, 1, 0))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pyinfra_agent_protocol import _messages
 from pyinfra_agent_protocol._constants import FRAME_BODY_MAX_BYTES, SESSION_ID_BYTES
+from pyinfra_agent_protocol._digest import DIGEST_BYTES
 from pyinfra_agent_protocol._errors import LocalProtocolError, MessageInvalid
 from pyinfra_agent_protocol._messages import (
     REQUESTS,
@@ -64,7 +65,7 @@ scalars = st.none() | st.booleans() | counter() | st.floats(allow_nan=False) | c
 facts = st.dictionaries(characters(8), scalars, max_size=4)
 modes = st.none() | counter(0o7777)
 signals = counter(64, 1)
-digests = st.binary(max_size=64)
+digests = st.binary(min_size=DIGEST_BYTES, max_size=DIGEST_BYTES)
 
 
 @st.composite
@@ -95,7 +96,7 @@ MESSAGES = {
     ),
     Welcome: st.builds(
         Welcome,
-        st.sampled_from(["new", "resumed", "unknown", "stale"]),
+        st.sampled_from(["new", "resumed", "unknown", "stale", "full"]),
         counter(),
         counter(U16, 1),
         counter(U32),
@@ -113,9 +114,8 @@ MESSAGES = {
     Refusal: st.builds(Refusal, characters(32), characters(4096)),
     Exec: execs(),
     ExecResult: st.builds(
-        ExecResult,
-        st.none() | counter(255),
-        st.none() | signals,
+        lambda ending, reason: ExecResult(ending[0], ending[1], reason),
+        st.tuples(counter(255), st.none()) | st.tuples(st.none(), signals),
         st.sampled_from(["exited", "timeout", "cancelled"]),
     ),
     Put: st.builds(Put, paths, modes, st.booleans(), st.none() | argv, st.none() | variables),
@@ -171,7 +171,7 @@ def test_request_decodes_to_what_was_encoded(kind):
 #: Per message: fields that are right, as they stand on the wire.
 RIGHT = {
     ControllerPayload: {"session": bytes(SESSION_ID_BYTES), "attempt": 1, "resume": False},
-    Welcome: {"session": "new"},
+    Welcome: {"session": "new", "received": 0, "channels": 1, "ttl": 0},
     Ping: {"id": 0},
     Goodbye: {"code": "idle"},
     Signal: {"signal": 15},
@@ -184,7 +184,7 @@ RIGHT = {
     Put: {"path": b"f"},
     PutResult: {"size": 0},
     Get: {"path": b"f"},
-    GetResult: {"size": 0, "digest": b""},
+    GetResult: {"size": 0, "digest": bytes(DIGEST_BYTES)},
     Stat: {"path": b"f"},
     StatResult: {"stat": None},
     InfoResult: {"info": {}},
@@ -201,7 +201,7 @@ EDGES = [
     (ControllerPayload, "received", U64, -1),
     (ControllerPayload, "version", "v" * 64, "v" * 65),
     (AgentPayload, "version", "v" * 64, "v" * 65),
-    (Welcome, "session", "stale", "older"),
+    (Welcome, "session", "full", "older"),
     (Welcome, "received", U64, -1),
     (Welcome, "channels", 1, 0),
     (Welcome, "channels", U16, U16 + 1),
@@ -220,7 +220,8 @@ EDGES = [
     (Resize, "rows", U16, U16 + 1),
     (Resize, "columns", 1, 0),
     (End, "size", U64, -1),
-    (End, "digest", bytes(64), bytes(65)),
+    (End, "digest", bytes(DIGEST_BYTES), bytes(DIGEST_BYTES + 1)),
+    (End, "digest", None, bytes(DIGEST_BYTES - 1)),
     (Refusal, "code", "c" * 32, "c" * 33),
     (Refusal, "text", "t" * 4096, "t" * 4097),
     (Exec, "argv", [b""], []),
@@ -234,8 +235,9 @@ EDGES = [
     (Exec, "timeout_ms", U32, U32 + 1),
     (Exec, "pty", {}, []),
     (ExecResult, "exit", 255, 256),
-    (ExecResult, "exit", None, -1),
-    (ExecResult, "signal", 64, 65),
+    (ExecResult, "exit", 0, -1),
+    (ExecResult, "signal", None, 0),
+    (ExecResult, "signal", None, 65),
     (ExecResult, "reason", "timeout", "bored"),
     (Put, "path", b"p" * 4096, b"p" * 4097),
     (Put, "path", b"p", b""),
@@ -252,7 +254,8 @@ EDGES = [
     (Get, "env", {b"A": b""}, {b"A=": b""}),
     (Get, "nonce", bytes(64), bytes(65)),
     (GetResult, "size", U64, -1),
-    (GetResult, "digest", bytes(64), bytes(65)),
+    (GetResult, "digest", bytes(DIGEST_BYTES), bytes(DIGEST_BYTES + 1)),
+    (GetResult, "digest", bytes(DIGEST_BYTES), bytes(DIGEST_BYTES - 1)),
     (GetResult, "mode", 0o7777, 0o10000),
     (Stat, "path", b"p" * 4096, b"p" * 4097),
     (Stat, "follow", False, 0),
@@ -290,6 +293,13 @@ def test_exec_with_an_impossible_script_is_refused(script):
     Exec.decode(msgpack.packb({"argv": [b"sh"], "script_index": 0, "script_size": 64 * 2**20}))
     with pytest.raises(MessageInvalid, match=r"^exec: script"):
         Exec.decode(msgpack.packb({"argv": [b"sh"], **script}))
+
+
+@pytest.mark.parametrize("ending", [{"exit": None}, {"exit": 0, "signal": 9}])
+def test_exec_result_with_both_or_neither_of_exit_and_signal_is_refused(ending):
+    ExecResult.decode(msgpack.packb({"exit": None, "signal": 64}))
+    with pytest.raises(MessageInvalid, match="exactly one of exit and signal"):
+        ExecResult.decode(msgpack.packb(ending))
 
 
 def test_defaults_do_not_travel():

@@ -72,9 +72,9 @@ def test_connector_and_agent_exchange_a_request_its_streams_and_its_result(wire)
     request = Exec((b"cat",), stdin=True)
     channel = wire.connector.open(request)
     wire.connector.send_data(channel, b"in")
-    wire.connector.send_end(channel, size=2, digest=b"d")
+    wire.connector.send_end(channel, size=2, digest=bytes(32))
     assert wire.settle() == (
-        [RequestReceived(1, request), DataReceived(1, 0, b"in"), StreamEnded(1, 2, b"d")],
+        [RequestReceived(1, request), DataReceived(1, 0, b"in"), StreamEnded(1, 2, bytes(32))],
         [],
     )
     wire.agent.send_data(channel, b"out")
@@ -117,8 +117,8 @@ def test_connector_receives_a_refusal_and_the_channel_is_closed(wire):
 
 def test_result_is_read_as_the_type_that_belongs_to_the_request(wire):
     opened(wire, Get(b"f"))
-    wire.agent.send_result(1, GetResult(0, b""))
-    assert wire.settle() == ([], [ResultReceived(1, GetResult(0, b""))])
+    wire.agent.send_result(1, GetResult(0, bytes(32)))
+    assert wire.settle() == ([], [ResultReceived(1, GetResult(0, bytes(32)))])
     opened(wire, Get(b"f"))
     with pytest.raises(MessageInvalid, match="get-result: size is missing"):
         wire.connector.receive_record(frame(FrameType.RESULT, 2, SUCCESS.encode()))
@@ -177,15 +177,19 @@ def test_closed_session_refuses_a_link_and_gives_its_windows_back():
         wire.connector.open(COMMAND)
 
 
-def test_session_is_idle_while_no_request_is_open(wire):
+def test_session_is_idle_when_a_lost_link_would_lose_nothing(wire):
+    """The agent's is not before its last result is acknowledged."""
     assert wire.connector.is_idle
     opened(wire)
     assert not wire.connector.is_idle
     assert not wire.agent.is_idle
     wire.agent.send_result(1, SUCCESS)
-    assert wire.agent.is_idle
     wire.settle()
     assert wire.connector.is_idle
+    assert not wire.agent.is_idle
+    wire.connector.send_ping(1)
+    wire.settle()
+    assert wire.agent.is_idle
 
 
 # --- misuse of our own ---
@@ -320,6 +324,24 @@ def test_frame_on_a_channel_that_was_never_opened_is_refused(wire, kind, channel
     side = Side.AGENT if kind.name in RECEIVES[Side.AGENT] else Side.CONNECTOR
     with pytest.raises(FrameInvalid, match=f"{kind.name} on channel {channel}, which was never opened"):
         wire.session(side).receive_record(frame(kind, channel, BODIES[kind]))
+
+
+@pytest.mark.parametrize("kind", [FrameType.DATA, FrameType.RESULT, FrameType.REFUSED, FrameType.CREDIT])
+def test_connector_refuses_an_answer_to_a_request_that_it_has_not_sent(wire, kind):
+    wire.connector.open(COMMAND)
+    with pytest.raises(FrameInvalid, match=f"{kind.name} on channel 1, which the peer cannot know yet"):
+        wire.connector.receive_record(frame(kind, 1, BODIES[kind]))
+
+
+def test_goodbye_is_the_last_frame_of_a_link(wire):
+    wire.connector.open(COMMAND)
+    wire.connector.send_data(1, bytes(WINDOW_INITIAL_BYTES))
+    wire.connector.send_goodbye("bye")
+    order = []
+    while (record := wire.connector.next_record()) is not None:
+        order += kinds(record)
+    assert order[0] is FrameType.OPEN
+    assert order[-1] is FrameType.GOODBYE
 
 
 @pytest.mark.parametrize("channel", [0, 1])
@@ -590,6 +612,18 @@ def test_window_of_a_fast_reader_grows_and_everything_arrives(wire):
     _, events = wire.settle()
     assert content(events, 1) == output
     assert events[-1] == ResultReceived(1, SUCCESS)
+
+
+def test_blocked_behind_the_last_byte_read_is_answered_with_a_larger_window(wire):
+    opened(wire)
+    for _ in range(4):
+        wire.agent.receive_record(frame(FrameType.DATA, 1, bytes(WINDOW_INITIAL_BYTES // 4)))
+    wire.agent.consume(1, WINDOW_INITIAL_BYTES)
+    while wire.agent.next_record() is not None:
+        pass
+    wire.agent.receive_record(frame(FrameType.BLOCKED, 1, encode_counter(WINDOW_INITIAL_BYTES)))
+    (credit,) = frames(wire.agent.next_record(), FrameType.CREDIT)
+    assert (credit.channel, decode_counter(credit)) == (1, 3 * WINDOW_INITIAL_BYTES)
 
 
 def test_memoryview_is_sent_as_its_bytes(wire):
