@@ -23,12 +23,16 @@ __all__ = ["Admission", "source_of"]
 _IPV6_SOURCE_BITS: Final = 64
 
 
-def source_of(address: str) -> str:
-    """Return what counts as one source: an IPv4 address, or an IPv6 /64, which is one customer or one link."""
+def source_of(peer: str) -> str:
+    """Return what counts as one source: an IPv4 address, or an IPv6 /64, which is one customer or one link.
+
+    *peer* is `host:port`, IPv6 in brackets; a peer has as many ports as it likes.
+    """
+    host = peer.rpartition(":")[0].strip("[]")
     try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
+        parsed = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return address
+        return peer
     if isinstance(parsed, ipaddress.IPv6Address):
         if parsed.ipv4_mapped is not None:
             return str(parsed.ipv4_mapped)
@@ -44,12 +48,12 @@ class Admission:
         self._waiting: dict[trio.CancelScope, str] = {}
 
     @contextmanager
-    def admit(self, address: str, seconds: float) -> Iterator[trio.CancelScope]:
-        """Bound a handshake with a peer at *address* to *seconds*; cancelled earlier if it has to make room."""
+    def admit(self, peer: str, seconds: float) -> Iterator[trio.CancelScope]:
+        """Bound a handshake with *peer* (`host:port`) to *seconds*; cancelled earlier if it has to make room."""
         if len(self._waiting) >= self._most:
             self._make_room()
         with trio.move_on_after(seconds) as scope:
-            self._waiting[scope] = source_of(address)
+            self._waiting[scope] = source_of(peer)
             try:
                 yield scope
             finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -59,11 +59,12 @@ class AuthorizedControllers:
 
         Raises:
             KeyFormatError: *line* is no key line.
-            StateError: the file cannot be written.
+            StateError: the file cannot be written, or others could have written what it holds.
         """
         public = parse_public(line)
         try:
             with self._locked():
+                self._require_ours()
                 text = self._read()
                 controllers = _parse(text, self.path)
                 if public.key not in controllers:
@@ -87,7 +88,7 @@ class AuthorizedControllers:
         signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         if signature == self._signature:
             return
-        if status.st_mode & _WRITABLE_BY_OTHERS or status.st_uid not in (0, os.geteuid()):
+        if _is_open_to_others(status):
             # Whoever can write here owns this machine; admit nobody until that is mended.
             log("authorized-controllers-refused", path=self.path, reason="others may write it: chmod 600, chown")
             self._signature, self._controllers = signature, {}
@@ -98,6 +99,15 @@ class AuthorizedControllers:
         except OSError as error:
             log("authorized-controllers-unreadable", path=self.path, error=error.strerror)
             self._signature, self._controllers = None, {}
+
+    def _require_ours(self) -> None:
+        # Writing it anew would make it private, and whoever had let himself in would be in.
+        with suppress(FileNotFoundError):
+            if _is_open_to_others(os.stat(self.path)):
+                raise StateError(
+                    f"others may write {self.path}, so anybody may have added a key: look through it, then"
+                    f" chown it to yourself and chmod 600 {self.path}"
+                )
 
     def _read(self) -> str:
         try:
@@ -127,9 +137,14 @@ class AuthorizedControllers:
             raise
 
 
+def _is_open_to_others(status: os.stat_result) -> bool:
+    return bool(status.st_mode & _WRITABLE_BY_OTHERS) or status.st_uid not in (0, os.geteuid())
+
+
 def _parse(text: str, path: Path) -> dict[bytes, Controller]:
     controllers: dict[bytes, Controller] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines(): it also ends a line where no editor shows it, so that a comment could hold a key.
+    for number, line in enumerate(text.split("\n"), 1):
         stripped = line.strip()
         if not stripped or stripped.startswith("#"):
             continue

@@ -42,7 +42,7 @@ class RequestCancelled(RequestRefused):
     """The controller no longer wants the request, and its data will not come."""
 
     def __init__(self) -> None:
-        super().__init__("cancelled", "the request was cancelled before it began")
+        super().__init__("cancelled", "the request was cancelled before all of its data was there")
 
 
 class RequestChannel:
@@ -57,8 +57,10 @@ class RequestChannel:
         self._protocol = protocol
         self._wake_writer = wake_writer
         self._inbox: deque[bytes] = deque()
+        self._inbox_bytes = 0
         self._arrival = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
+        self._is_unwanted = False
         self._session_ended = False
         self._listener: Callable[[SignalReceived | ResizeReceived], None] | None = None
         self._controls: deque[SignalReceived | ResizeReceived] = deque(maxlen=_CONTROLS_MAX)
@@ -68,19 +70,22 @@ class RequestChannel:
     @property
     def session_ended(self) -> bool:
         """True when the controller did not cancel: it is gone."""
-        return self._session_ended
+        return self._session_ended and not self._is_unwanted
 
-    async def receive(self) -> list[bytes]:
+    async def receive(self, worth_bytes: int = 1) -> list[bytes]:
         """Return all data that has arrived, at least one chunk; an empty list after the end.
+
+        With *worth_bytes* it waits until so much is there (or half a window, or all), for a reader to whom
+        each call is expensive.
 
         Raises:
             SessionEnded: the session is over and the end of the data will never come.
             RequestCancelled: nor will it here, because the controller cancelled the request.
         """
         await trio.lowlevel.checkpoint()
-        while not self._inbox:
+        while self._inbox_bytes < min(worth_bytes, self._protocol.window_size(self.number) // 2):
             if self.ended is not None:
-                return []
+                break
             if self._session_ended:
                 raise SessionEnded
             if self.cancelled.is_set():
@@ -88,7 +93,8 @@ class RequestChannel:
             await self._arrival.park()
         chunks = list(self._inbox)
         self._inbox.clear()
-        self._protocol.consume(self.number, sum(map(len, chunks)))
+        self._protocol.consume(self.number, self._inbox_bytes)
+        self._inbox_bytes = 0
         self._wake_writer()
         return chunks
 
@@ -114,6 +120,7 @@ class RequestChannel:
     def put_data(self, event: DataReceived) -> None:
         """Take data that arrived."""
         self._inbox.append(event.data)
+        self._inbox_bytes += len(event.data)
         self._arrival.unpark_all()
 
     def put_end(self, event: StreamEnded) -> None:
@@ -130,6 +137,7 @@ class RequestChannel:
 
     def cancel(self) -> None:
         """Note that the controller no longer wants the request."""
+        self._is_unwanted = True
         self.cancelled.set()
         self._arrival.unpark_all()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from typing import TYPE_CHECKING, Final
@@ -108,16 +109,17 @@ class _Run:
 
     async def _feed(self, first_input: bytes) -> None:
         try:
-            if first_input:
-                await self._process.write_stdin(first_input)
-            while chunks := await self._channel.receive():
-                for chunk in chunks:
-                    await self._process.write_stdin(chunk)
-            await self._process.end_stdin()
-        except trio.BrokenResourceError:
-            # The command wants no more. What still comes is taken and dropped, so that the sender never waits.
-            while await self._channel.receive():
-                pass
+            try:
+                if first_input:
+                    await self._process.write_stdin(first_input)
+                while chunks := await self._channel.receive():
+                    for chunk in chunks:
+                        await self._process.write_stdin(chunk)
+                await self._process.end_stdin()
+            except trio.BrokenResourceError:
+                # The command wants no more. What still comes is taken and dropped, so that the sender never waits.
+                while await self._channel.receive():
+                    pass
         except SessionEnded:
             # The session ended: a command must not take half of its input for all of it, but it must not
             # wait for ever either. Closing is what a lost terminal does.
@@ -127,11 +129,11 @@ class _Run:
 
     async def _watch(self) -> None:
         """End the process tree when its time is over or nobody wants it any more."""
-        seconds = self._request.timeout_ms / 1000 if self._request.timeout_ms is not None else float("inf")
+        seconds = self._request.timeout_ms / 1000 if self._request.timeout_ms is not None else math.inf
         with trio.move_on_after(seconds):
             await self._channel.cancelled.wait()
             if self._channel.session_ended:
-                return  # lost, not cancelled: the command lives on
+                await trio.sleep_forever()  # lost, not cancelled: the command lives on for as long as it may
             self._reason = "cancelled"
         if self._reason != "cancelled":
             self._reason = "timeout"

@@ -22,7 +22,7 @@ from pyinfra_agent_protocol import (
 from pyinfra_agent_protocol.keys import fingerprint
 
 from ._link import Link
-from ._log import log
+from ._log import describe_failure, log
 
 if TYPE_CHECKING:
     from pyinfra_agent_protocol import ControllerHello
@@ -64,23 +64,29 @@ class ConnectionServer:
 
     async def serve(self, stream: trio.abc.HalfCloseableStream, peer: str) -> None:
         """Serve one connection until it ends; raises nothing but Cancelled."""
-        async with stream:
-            link = await self._welcome(stream, peer)
-            if link is not None:
-                await link.run()
-                self._after(link)
+        try:
+            async with stream:
+                link = await self._admit(stream, peer)
+                if link is not None:
+                    await self._carry(link)
+        except Exception as error:
+            # A fence that nothing is expected to reach: one connection fails, the agent lives on.
+            log("connection-failed", peer=peer, error=describe_failure(error))
 
-    def _after(self, link: Link) -> None:
-        if link.broke_session:
+    async def _carry(self, link: Link) -> None:
+        try:
+            await link.run()
+        except Exception:
+            # The record that was being read may have been half done: nothing can be resumed from that.
             self._sessions.drop(link.session)
-        else:
-            self._sessions.lose(link.session)
+            raise
+        self._sessions.lose(link.session)
 
-    async def _welcome(self, stream: trio.abc.HalfCloseableStream, peer: str) -> Link | None:
-        """Shake hands, decide, and answer, all before one deadline."""
+    async def _admit(self, stream: trio.abc.HalfCloseableStream, peer: str) -> Link | None:
+        """Shake hands and decide, all before one deadline; a refusal is sent here, a welcome by the link."""
         with self._admission.admit(peer, self._settings.handshake_seconds) as scope:
             try:
-                return await self._try_welcome(stream, peer)
+                return await self._try_admit(stream, peer)
             except ProtocolError as error:
                 log("handshake-refused", peer=peer, reason=error)
             except trio.BrokenResourceError:
@@ -89,7 +95,7 @@ class ConnectionServer:
             log("handshake-refused", peer=peer, reason="it took too long, or had to make room")
         return None
 
-    async def _try_welcome(self, stream: trio.abc.HalfCloseableStream, peer: str) -> Link | None:
+    async def _try_admit(self, stream: trio.abc.HalfCloseableStream, peer: str) -> Link | None:
         responder = Responder(self._key, AgentPayload().encode())
         hello = await self._shake_hands(stream, responder)
         if hello is None:
@@ -107,14 +113,7 @@ class ConnectionServer:
         if session is None:
             await stream.send_all(transport.encrypt(encode_welcome(welcome)))
             return None
-        link = Link(stream, transport, session, self._settings)
-        try:
-            await stream.send_all(transport.encrypt(encode_welcome(welcome)))
-        except BaseException:
-            session.protocol.detach()
-            self._sessions.lose(session)
-            raise
-        return link
+        return Link(stream, transport, session, welcome, self._settings)
 
     async def _shake_hands(self, stream: trio.abc.HalfCloseableStream, responder: Responder) -> ControllerHello | None:
         while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -15,14 +16,14 @@ from pyinfra_agent_protocol import (
     Get,
     Info,
     InfoResult,
+    LocalProtocolError,
     Put,
     RequestRefused,
     Stat,
 )
 
-from ._channel import SessionEnded
 from ._commands import run_exec
-from ._log import log
+from ._log import describe_failure, log
 from ._transfers import run_get, run_put, run_stat
 from ._version import software_version
 
@@ -80,20 +81,18 @@ async def handle_request(context: Context, session: AgentSession, channel: Reque
         if context.is_stopping and not isinstance(request, CloseSession):
             raise RequestRefused("stopping", "the agent is stopping: try again when it is back")
         result = await HANDLERS[type(request)](context, channel, request)
-    except SessionEnded as gone:
-        outcome = gone.code
+        session.answer(channel, result)
+        if isinstance(request, CloseSession):
+            session.begin_closing()
     except RequestRefused as refusal:
         outcome = refusal.code
         session.refuse(channel, refusal.code, refusal.text)
     except Exception as error:
         # A fence that nothing is expected to reach: one request fails, the agent lives on.
         outcome = "internal"
-        log("request-failed", request=request.NAME, error=f"{type(error).__name__}: {error}")
-        session.refuse(channel, "internal", f"the agent failed at {request.NAME} ({type(error).__name__}): see its log")
-    else:
-        if isinstance(request, CloseSession):
-            session.is_closing = True
-        session.answer(channel, result)
+        log("request-failed", request=request.NAME, error=describe_failure(error))
+        with suppress(LocalProtocolError):  # it was answered already
+            session.refuse(channel, "internal", f"the agent failed at {request.NAME}: its log says where")
     milliseconds = round((trio.current_time() - started) * 1000)
     log(
         "request",

@@ -73,6 +73,13 @@ class Download:
             self._digest.update(chunk)
         return chunk
 
+    def read_block(self, max_bytes: int) -> bytes:
+        """Return the next *max_bytes* bytes, fewer only at the end; raises as `read`."""
+        block = self.read(max_bytes)
+        while len(block) < max_bytes and (more := self.read(max_bytes - len(block))):
+            block += more
+        return block
+
     def close(self) -> None:
         """Close the file; closing twice is harmless."""
         if self._fd >= 0:

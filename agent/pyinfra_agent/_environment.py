@@ -1,8 +1,8 @@
 """The environment of a login, built from nothing.
 
 A command gets what a user finds after logging in, and nothing of the unit that the agent runs in (NOTIFY_SOCKET,
-LISTEN_FDS, INVOCATION_ID and so on). The system's own files are read each time: they are small, a few tens of
-microseconds each, and a change to them then counts for the next command. Shell start-up files are not read.
+LISTEN_FDS, INVOCATION_ID and so on). The system's own files are looked at each time, and read when they have changed,
+so that a change counts for the next command. Shell start-up files are not read.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -35,10 +36,12 @@ def login_environment(uid: int | None = None, *, root: Path = Path("/")) -> dict
         root: where the files are looked for, and the home directory; for tests.
     """
     uid = os.geteuid() if uid is None else uid
-    environment = {b"PATH": _default_path(uid, root)}
-    locale = _assignments(root / "etc/locale.conf") | _assignments(root / "etc/default/locale")
-    environment.update((name, value) for name, value in locale.items() if _LOCALE_NAME.fullmatch(name))
-    environment.update(_assignments(root / "etc/environment"))
+    etc = root / "etc"
+    environment = {b"PATH": _default_path(etc / "login.defs", *_signature(etc / "login.defs"), uid == 0)}
+    for path in (etc / "locale.conf", etc / "default/locale"):
+        locale = _assignments(path, *_signature(path))
+        environment.update((name, value) for name, value in locale.items() if _LOCALE_NAME.fullmatch(name))
+    environment.update(_assignments(etc / "environment", *_signature(etc / "environment")))
     environment.update(_identity(uid, root))
     environment.update(_user_session(uid, root))
     return environment
@@ -71,18 +74,31 @@ def _user_session(uid: int, root: Path) -> dict[bytes, bytes]:
     return session
 
 
-def _default_path(uid: int, root: Path) -> bytes:
-    wanted = b"ENV_SUPATH" if uid == 0 else b"ENV_PATH"
-    for line in _lines(root / "etc/login.defs"):
+def _signature(path: Path) -> tuple[int, int, int]:
+    """Return what changes when the file does; zeros for one that is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0, 0
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+# The signature is an argument so that a changed file is another call; reading login.defs takes longer than starting
+# the command does.
+@lru_cache(maxsize=16)
+def _default_path(path: Path, inode: int, size: int, mtime_ns: int, is_root: bool) -> bytes:
+    wanted = b"ENV_SUPATH" if is_root else b"ENV_PATH"
+    for line in _lines(path):
         name, _, value = line.strip().partition(b" ") if b"\t" not in line else line.strip().partition(b"\t")
         if name.strip() == wanted:
-            path = value.strip().strip(b"\"'").removeprefix(b"PATH=")
-            if path:
-                return path
-    return _ROOT_PATH if uid == 0 else _USER_PATH
+            found = value.strip().strip(b"\"'").removeprefix(b"PATH=")
+            if found:
+                return found
+    return _ROOT_PATH if is_root else _USER_PATH
 
 
-def _assignments(path: Path) -> dict[bytes, bytes]:
+@lru_cache(maxsize=16)
+def _assignments(path: Path, inode: int, size: int, mtime_ns: int) -> dict[bytes, bytes]:
     found = {}
     for line in _lines(path):
         match = _ASSIGNMENT.fullmatch(line)

@@ -29,11 +29,20 @@ class StateError(Exception):
 
 
 def default_state_dir() -> Path:
-    """Return `/var/lib/pyinfra-agent` for root, else a directory under `$XDG_STATE_HOME` or `~/.local/state`."""
+    """Return `/var/lib/pyinfra-agent` for root, else a directory under `$XDG_STATE_HOME` or `~/.local/state`.
+
+    Raises:
+        StateError: this user has no home directory.
+    """
     if os.geteuid() == 0:
         return Path("/var/lib/pyinfra-agent")
     base = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path("~/.local/state").expanduser()) / "pyinfra-agent"
+    if os.path.isabs(base):
+        return Path(base) / "pyinfra-agent"
+    try:
+        return Path("~/.local/state/pyinfra-agent").expanduser()
+    except RuntimeError:
+        raise StateError("this user has no home directory to keep the agent's state in: give --state-dir DIR") from None
 
 
 def load_or_create_key(state_dir: Path) -> KeyPair:

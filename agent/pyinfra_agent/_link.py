@@ -7,17 +7,23 @@ others; the session then waits for its next link.
 
 from __future__ import annotations
 
-import math
+import select
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from pyinfra_agent_protocol import LocalProtocolError, RecordInvalid, RemoteProtocolError, encode_goodbye
+from pyinfra_agent_protocol import (
+    LocalProtocolError,
+    RecordInvalid,
+    RemoteProtocolError,
+    encode_goodbye,
+    encode_welcome,
+)
 
 from ._log import log
 
 if TYPE_CHECKING:
-    from pyinfra_agent_protocol import Transport
+    from pyinfra_agent_protocol import Transport, Welcome
 
     from ._session import AgentSession
     from ._settings import Settings
@@ -31,36 +37,46 @@ _GOODBYE_SECONDS: Final = 1.0
 
 
 class Link:
-    """The link that carries *session* over *stream* until `run` returns; made once it was welcomed."""
+    """The link that carries *session* over *stream* until `run` returns.
+
+    It is the session's link from the moment it is made, which must be the moment the session was attached: a newer
+    one finds it and waits for its end.
+    """
 
     def __init__(
-        self, stream: trio.abc.HalfCloseableStream, transport: Transport, session: AgentSession, settings: Settings
+        self,
+        stream: trio.abc.HalfCloseableStream,
+        transport: Transport,
+        session: AgentSession,
+        welcome: Welcome,
+        settings: Settings,
     ) -> None:
         self.stream = stream
         self.session = session
         self._transport = transport
+        self._welcome = welcome
         self._settings = settings
         self._scope = trio.CancelScope()
         self._finished = trio.Event()
         self._written = trio.lowlevel.ParkingLot()
-        self._heard_at = -math.inf
+        self._heard_at = trio.current_time()
         self._reason = "closed"
-        #: True when the session did not survive the link: the controller broke the protocol.
-        self.broke_session = False
+        session.link = self
 
     async def run(self) -> None:
-        """Carry the session until the link is lost or replaced.  The session is detached when this returns."""
-        self.session.link = self
+        """Welcome the controller and carry its session until the link is lost or replaced; then it is detached."""
         try:
             with self._scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._write)
-                    nursery.start_soon(self._keep_alive)
-                    await self._read()
+                if await self._send_welcome():
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._write)
+                        nursery.start_soon(self._keep_alive)
+                        await self._read()
         finally:
             self.session.protocol.detach()
             self.session.link = None
             self._finished.set()
+            self._written.unpark_all()
             log("link-lost", controller=self.session.controller, session=self.session, reason=self._reason)
 
     async def replace(self) -> None:
@@ -82,8 +98,18 @@ class Link:
             self._reason = reason
             self._scope.cancel()
 
+    async def _send_welcome(self) -> bool:
+        with trio.move_on_after(self._settings.handshake_seconds):
+            try:
+                await self.stream.send_all(self._transport.encrypt(encode_welcome(self._welcome)))
+            except trio.BrokenResourceError as error:
+                self._reason = f"connection broken: {error.__cause__ or error}"
+                return False
+            return True
+        self._reason = "the welcome was not taken"
+        return False
+
     async def _read(self) -> None:
-        self._heard_at = trio.current_time()
         data = b""  # what came along with handshake message 3 is already in the transport
         while True:
             try:
@@ -93,7 +119,6 @@ class Link:
                 # Anybody in the network can inject bytes: they cost the link and never the session.
                 self._end(f"record refused: {error}")
             except (RemoteProtocolError, LocalProtocolError) as error:
-                self.broke_session = True
                 await self._send_last(error)
                 self._end(f"protocol broken: {error}")
             if self.session.protocol.has_data_to_send:
@@ -135,7 +160,12 @@ class Link:
         # TCP_NOTSENT_LOWAT makes this wait for a nearly empty queue, so that a command's answer never
         # stands behind megabytes of a file that were encrypted too early.
         if isinstance(self.stream, trio.SocketStream):
-            await trio.lowlevel.wait_writable(self.stream.socket.fileno())
+            descriptor = self.stream.socket.fileno()
+            # Asking costs a twentieth of waiting, and a fast network has nearly always room.
+            asked = select.poll()
+            asked.register(descriptor, select.POLLOUT)
+            if not asked.poll(0):
+                await trio.lowlevel.wait_writable(descriptor)
 
     async def _keep_alive(self) -> None:
         pings = 0

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from datetime import datetime, timezone
 
-__all__ = ["be_quiet", "log", "shown"]
+__all__ = ["be_quiet", "describe_failure", "log", "shown"]
 
 # The journal stamps each line itself.
 _WITH_TIME = "JOURNAL_STREAM" not in os.environ
@@ -34,9 +35,22 @@ def shown(value: object) -> str:
     return '"' + escaped.replace('"', '\\"') + '"'
 
 
+def describe_failure(error: BaseException) -> str:
+    """Name an exception that nobody expected, and where it came from.
+
+    Its text is left out, because it may quote what it choked on: a command line, a password, a file's content.
+    """
+    while inner := getattr(error, "exceptions", ()):
+        error = inner[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    what = f" ({os.strerror(error.errno)})" if isinstance(error, OSError) and error.errno else ""
+    return f"{type(error).__name__}{what}{where}"
+
+
 def log(event: str, **facts: object) -> None:
     """Write one line about *event*; facts that are None are left out."""
-    if _quiet:
+    if _quiet or sys.stderr is None:  # None: started with descriptor 2 closed
         return
     words = [event.replace(" ", "-"), *(f"{name}={shown(value)}" for name, value in facts.items() if value is not None)]
     if _WITH_TIME:

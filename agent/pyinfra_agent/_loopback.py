@@ -60,6 +60,7 @@ def main() -> int:
             nursery.start_soon(_stop_at_end_of_input, agent)
             await agent.run(listeners)
             nursery.cancel_scope.cancel()
+        agent.kill_commands()  # one may have been about to start when the others were killed
 
     trio.run(run)
     return 0

@@ -15,6 +15,7 @@ from ._admission import Admission
 from ._connection import ConnectionServer
 from ._context import Context
 from ._dispatch import handle_request
+from ._keys import StateError
 from ._kill import become_subreaper
 from ._litter import Litter
 from ._log import log
@@ -49,7 +50,11 @@ def format_address(address: tuple[object, ...]) -> str:
 
 
 class Agent:
-    """One agent: `run` it with listeners; `stop` ends it gracefully."""
+    """One agent: `run` it with listeners; `stop` ends it gracefully.
+
+    Raises:
+        StateError: the state directory cannot be used, or another agent has it.
+    """
 
     def __init__(self, settings: Settings, key: KeyPair, authorizer: Authorizer) -> None:
         self._settings = settings
@@ -106,8 +111,14 @@ class Agent:
     def _open_litter(self) -> Litter | None:
         if self._settings.state_dir is None:
             return None
-        litter = Litter(str(self._settings.state_dir))
-        for path in litter.sweep():
+        try:
+            litter = Litter(str(self._settings.state_dir))
+            swept = litter.sweep()
+        except OSError as error:
+            raise StateError(
+                f"the state directory {self._settings.state_dir} cannot be used: {error.strerror}"
+            ) from error
+        for path in swept:
             log("swept", path=path)
         return litter
 
@@ -121,10 +132,10 @@ class Agent:
     async def _serve(self, stream: trio.SocketStream) -> None:
         try:
             peer = format_address(stream.socket.getpeername())
+            tune_socket(stream)
         except OSError:  # gone before it was served
             await trio.aclose_forcefully(stream)
             return
-        tune_socket(stream)
         await self._connections.serve(stream, peer)
 
     async def _drain(self) -> None:

@@ -21,6 +21,7 @@ from pyinfra_agent_protocol import (
     Event,
     GoodbyeReceived,
     PongReceived,
+    ProtocolError,
     Request,
     RequestReceived,
     ResizeReceived,
@@ -66,6 +67,8 @@ class AgentSession:
         #: Set by close_session: the link ends once its answer is written, and the session with it.
         self.is_closing = False
         self.is_over = False
+        #: Runs while the session waits for a link; cancelled when it gets one or is dropped.
+        self.expiry = trio.CancelScope()
         self._channels: dict[int, RequestChannel] = {}
         self._start_request = start_request
         self._work = trio.Event()
@@ -87,6 +90,12 @@ class AgentSession:
     def refuse(self, channel: RequestChannel, code: str, text: str) -> None:
         """Send why a request was not carried out, behind its data."""
         self._finish(channel, lambda: self.protocol.send_refusal(channel.number, code, text))
+
+    def begin_closing(self) -> None:
+        """Let the link end, and the session with it, once what is queued now was written."""
+        self.is_closing = True
+        # A command that prints without end would otherwise keep the link busy.
+        self._leave_requests()
 
     def _finish(self, channel: RequestChannel, send: Callable[[], None]) -> None:
         self._channels.pop(channel.number, None)
@@ -112,12 +121,20 @@ class AgentSession:
             channel.note_room()
 
     def receive_record(self, plaintext: bytes) -> None:
-        """Take one record; raises `RemoteProtocolError`, after which the session is over."""
-        for event in self.protocol.receive_record(plaintext):
+        """Take one record; raises `ProtocolError`, after which the session is over."""
+        try:
+            events = self.protocol.receive_record(plaintext)
+        except ProtocolError:
+            # At once: what a request of this session sends from now on would be a bug of ours to the protocol.
+            self.end()
+            raise
+        for event in events:
             self._handle(event)
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, RequestReceived):
+            if self.is_closing:
+                return
             channel = RequestChannel(event.channel, self.protocol, self.wake_writer)
             self._channels[event.channel] = channel
             self._start_request(self, channel, event.request)
@@ -145,6 +162,9 @@ class AgentSession:
         """End the session: transfers stop, commands run on with their output thrown away."""
         self.is_over = True
         self.protocol.close()
+        self._leave_requests()
+
+    def _leave_requests(self) -> None:
         for channel in self._channels.values():
             channel.end_session()
 
@@ -198,6 +218,7 @@ class SessionTable:
             return None, self._welcome("stale")
         if session.is_over:
             return None, self._welcome("unknown")
+        session.expiry.cancel()
         try:
             session.protocol.attach(payload.received)
         except ResumeInvalid as error:
@@ -208,26 +229,27 @@ class SessionTable:
         return session, self._welcome(status, session.protocol.received)
 
     def lose(self, session: AgentSession) -> None:
-        """Note that the session's link is gone; it is kept for its time to live."""
-        if session.is_over:
-            return
-        if session.is_closing:
+        """Note that the session's link is gone; unless it is over, it is kept for its time to live."""
+        if session.is_over or session.is_closing:
             self.drop(session)
             return
         key = (session.controller.key, session.ident)
         self._sessions[key] = self._sessions.pop(key)
-        self._nursery.start_soon(self._expire, session, session.attempt)
+        session.expiry = trio.CancelScope()
+        self._nursery.start_soon(self._expire, session, session.expiry)
 
     def drop(self, session: AgentSession) -> None:
-        """End the session now."""
-        if not session.is_over:
-            del self._sessions[session.controller.key, session.ident]
+        """End the session now; nothing happens if this was done before."""
+        key = (session.controller.key, session.ident)
+        if self._sessions.get(key) is session:
+            del self._sessions[key]
+            session.expiry.cancel()
             session.end()
             log("session-ended", controller=session.controller, session=session)
 
-    async def _expire(self, session: AgentSession, attempt: int) -> None:
-        await trio.sleep(self._settings.session_ttl_seconds)
-        if session.attempt == attempt and session.link is None:
+    async def _expire(self, session: AgentSession, expiry: trio.CancelScope) -> None:
+        with expiry:
+            await trio.sleep(self._settings.session_ttl_seconds)
             self.drop(session)
 
     def _welcome(self, status: str, received: int = 0) -> Welcome:

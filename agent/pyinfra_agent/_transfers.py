@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["run_get", "run_put", "run_stat"]
 
 #: What one call into a thread reads: a multiple of a frame's body, so that no crumb is left over.
-_BLOCK_BYTES: Final = 16 * DATA_BODY_BYTES
+#: One more than a mebibyte, so that a file of that size is read in one call.
+_BLOCK_BYTES: Final = 17 * DATA_BODY_BYTES
 #: The end of a helper's error output that is repeated to the controller.
 _SAID_BYTES: Final = 2048
 
@@ -67,21 +68,22 @@ async def run_stat(context: Context, channel: RequestChannel, request: Stat) -> 
 async def _unless_cancelled(channel: RequestChannel, transfer: Callable[[], Awaitable[T]]) -> T:
     """Await *transfer*, or stop it when the controller no longer wants it: a transfer is never left half done."""
     result: list[T] = []
+    refusals: list[RequestRefused] = []
     async with trio.open_nursery() as nursery:
-
-        async def run() -> None:
-            result.append(await transfer())
-            nursery.cancel_scope.cancel()
 
         async def watch() -> None:
             await channel.cancelled.wait()
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(watch)
-        nursery.start_soon(run)
-    if not result:
-        raise RequestRefused("cancelled", "the transfer was cancelled; nothing was changed")
-    return result[0]
+        try:
+            result.append(await transfer())
+        except RequestRefused as refusal:
+            refusals.append(refusal)  # raised outside: the nursery would put it into a group
+        nursery.cancel_scope.cancel()
+    if result:
+        return result[0]
+    raise refusals[0] if refusals else RequestRefused("cancelled", "the transfer was cancelled")
 
 
 async def _in_thread(call: Callable[[], T]) -> T:
@@ -95,42 +97,34 @@ async def _in_thread(call: Callable[[], T]) -> T:
 async def _put(context: Context, channel: RequestChannel, request: Put) -> PutResult:
     path = context.locate(request.path)
 
-    def begin() -> Upload:
-        return Upload.open(
-            path,
-            digest=Digest(),
-            mode=request.mode,
-            in_place=request.in_place,
-            sync=context.settings.sync,
-            litter=context.litter,
-        )
+    upload: Upload | None = None
 
-    def whole(chunks: Sequence[bytes], size: int, digest: bytes) -> PutResult:
-        upload = begin()
-        try:
-            upload.write(chunks)
-            return _put_result(upload.commit(size, digest))
-        finally:
-            upload.abort()
+    def write(chunks: Sequence[bytes], ended: StreamEnded | None) -> UploadResult | None:
+        """Do in one call what can be done now: open, write, and commit if *ended*."""
+        nonlocal upload
+        if upload is None:
+            upload = Upload.open(
+                path,
+                digest=Digest(),
+                mode=request.mode,
+                in_place=request.in_place,
+                sync=context.settings.sync,
+                litter=context.litter,
+            )
+        upload.write(chunks)
+        return upload.commit(*_announced(ended)) if ended is not None else None
 
-    chunks = await channel.receive()
-    if channel.ended is not None:
-        size, digest = _announced(channel.ended)
-        return await _in_thread(lambda: whole(chunks, size, digest))
-    upload = await _in_thread(begin)
     try:
-        while chunks:
-            await _in_thread(partial(upload.write, chunks))
-            chunks = await channel.receive()
-        size, digest = _announced(channel.ended)
-        return _put_result(await _in_thread(lambda: upload.commit(size, digest)))
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(upload.abort)
-
-
-def _put_result(done: UploadResult) -> PutResult:
-    return PutResult(done.size, done.created, done.in_place)
+        while True:
+            chunks = await channel.receive(_BLOCK_BYTES)
+            done = await _in_thread(partial(write, chunks, channel.ended))
+            if done is not None:
+                return PutResult(done.size, done.created, done.in_place)
+    except BaseException:
+        if upload is not None:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(upload.abort)
+        raise
 
 
 def _announced(ended: StreamEnded | None) -> tuple[int, bytes]:
@@ -146,7 +140,7 @@ async def _get(context: Context, channel: RequestChannel, request: Get) -> GetRe
     def begin() -> tuple[Download, bytes]:
         download = Download.open(path, digest=digest)
         try:
-            return download, download.read(_BLOCK_BYTES)
+            return download, download.read_block(_BLOCK_BYTES)
         except BaseException:
             download.close()
             raise
@@ -156,17 +150,42 @@ async def _get(context: Context, channel: RequestChannel, request: Get) -> GetRe
     try:
         while block:
             size += len(block)
-            await channel.send(block)
-            block = await _in_thread(lambda: download.read(_BLOCK_BYTES))
+            # A block that is not full was the last one.
+            following = _Ahead(partial(download.read_block, _BLOCK_BYTES) if len(block) == _BLOCK_BYTES else None)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(following.read)
+                await channel.send(block)
+            block = following.result()
     finally:
         download.close()
     return GetResult(size, digest.digest(), download.mode)
 
 
+class _Ahead:
+    """The next block, read while the one before is sent."""
+
+    def __init__(self, read: Callable[[], bytes] | None) -> None:
+        self._read = read
+        self._block = b""
+        self._refusal: RequestRefused | None = None
+
+    async def read(self) -> None:
+        if self._read is not None:
+            try:
+                self._block = await _in_thread(self._read)
+            except RequestRefused as refusal:
+                self._refusal = refusal  # raised by `result`: a nursery would put it into a group
+
+    def result(self) -> bytes:
+        if self._refusal is not None:
+            raise self._refusal
+        return self._block
+
+
 async def _put_as_other(context: Context, channel: RequestChannel, request: Put) -> PutResult:
     spool: Incoming = await _in_thread(lambda: open_spool(request.path, Digest()))
     try:
-        while chunks := await channel.receive():
+        while chunks := await channel.receive(_BLOCK_BYTES):
             await _in_thread(partial(spool.write, chunks))
         size, digest = _announced(channel.ended)
         await _in_thread(lambda: spool.verify(size, digest))
@@ -204,6 +223,8 @@ async def _get_as_other(context: Context, channel: RequestChannel, request: Get)
             text = f"cannot read {show_path(request.path)} as the other user: its command ended before it began to read"
             raise RequestRefused("helper", text)
     finally:
+        if process.exit is None:
+            process.kill_tree()  # cancelled: nobody wants the rest, and a reader has nothing to finish
         process.abandon()
     return GetResult(size, digest.digest())
 

@@ -10,6 +10,7 @@ from gevent.event import Event
 from pyinfra_agent_protocol import DATA_BODY_BYTES, DataReceived
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
     from pyinfra_agent_protocol import Result
@@ -63,7 +64,7 @@ class Call:
             self._changed.wait()
         events = list(self._inbox)
         self._inbox.clear()
-        self._connection.consume(self.channel, sum(len(event.data) for event in events))
+        self._consume(events)
         return events
 
     def result(self) -> Result:
@@ -115,16 +116,15 @@ class Call:
     def abandon(self) -> None:
         """Take no more interest: what still arrives is thrown away."""
         self._is_abandoned = True
-        dropped = sum(len(event.data) for event in self._inbox)
+        self._consume(self._inbox)
         self._inbox.clear()
-        self._connection.consume(self.channel, dropped)
 
     # --- for the connection; none of these waits ---
 
     def put_data(self, event: DataReceived) -> None:
         """Take data that arrived."""
         if self._is_abandoned:
-            self._connection.consume(self.channel, len(event.data))
+            self._consume((event,))
         else:
             self._inbox.append(event)
             self._changed.set()
@@ -142,6 +142,12 @@ class Call:
     def note_room(self) -> None:
         """Let a caller that waits for room look again."""
         self._room.set()
+
+    def _consume(self, events: Iterable[DataReceived]) -> None:
+        # After the answer there is no window left to open; after an error the connection may have another session, in
+        # which this channel's number is somebody else's.
+        if not self.is_over:
+            self._connection.consume(self.channel, sum(len(event.data) for event in events))
 
     def _wake(self) -> None:
         self._changed.set()

@@ -7,10 +7,15 @@ nothing to resume: the next request opens a new session without a word.
 
 from __future__ import annotations
 
+import atexit
+import os
 import random
 import secrets
+import shlex
 import time
-from typing import TYPE_CHECKING, Final
+import weakref
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 from gevent.event import Event
@@ -32,7 +37,7 @@ from pyinfra_agent_protocol import (
 from pyinfra_agent_protocol.keys import fingerprint, format_public
 
 from ._call import Call
-from ._errors import AgentError, ConnectionLost, NotAuthorized, Refused, Unreachable
+from ._errors import AgentError, ConnectionLost, NotAuthorized, Refused, Unreachable, one_line
 from ._known import UntrustedAgent
 from ._link import Link, open_link
 
@@ -50,6 +55,14 @@ __all__ = ["Connection"]
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 _CLOSE_SECONDS: Final = 1.0
+
+_WHY_NOT_RESUMED: Final = {
+    "unknown": "the agent no longer knows the session: it was restarted, or too long ago",
+    "stale": "another process has resumed this session",
+}
+
+#: Connections of this process that may have a link: closed at exit, dropped in a forked child.
+_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 
 class Connection:
@@ -92,6 +105,8 @@ class Connection:
         self._opening = RLock()
         self._is_closed = False
         self._goodbye = ""
+        self._resuming: Any = None
+        self._forget_trouble()
 
     # --- opening and closing ---
 
@@ -110,32 +125,64 @@ class Connection:
             self._connect()
 
     def _connect(self) -> None:
-        self._forget_link()
+        self.drop("it was connected anew")
         self._is_closed = False
         self._session_id = secrets.token_bytes(SESSION_ID_BYTES)
         self._attempt = 0
+        self._agent_key = b""
+        self._forget_trouble()
         opened = self._open(resume=False, received=0, seconds=self._connect_seconds)
-        if opened.welcome.session not in ("new", "resumed"):
+        try:
+            if self._is_closed:
+                raise ConnectionLost(f"the connection to {self.endpoint} was closed while it was being opened")
+            if opened.welcome.session == "full":
+                raise Unreachable(f"{self.endpoint} has no room for another session: close some, or try again later")
+            if opened.welcome.session != "new":
+                raise Unreachable(f"{self.endpoint} answered {opened.welcome.session!r} instead of opening a session")
+            session = Session(Side.CONNECTOR, channels_max=opened.welcome.channels)
+            self._take(opened, session)
+        except ResumeInvalid as error:
             opened.sock.close()
-            raise Unreachable(f"{self.endpoint} has no room for another session: close some, or try again later")
+            raise Unreachable(f"{self.endpoint} welcomed this controller with nonsense: {error}") from error
+        except BaseException:
+            opened.sock.close()
+            raise
         self._agent_key = opened.key
-        self._session = Session(Side.CONNECTOR, channels_max=opened.welcome.channels)
-        self._take(opened)
+        _connections.add(self)
 
     def close(self) -> None:
         """End the session; at most a second, and at once if the link is lost."""
         if self._is_closed:
             return
-        if self.is_connected:
-            with gevent.Timeout(_CLOSE_SECONDS, False):
-                try:
-                    with self._start(CloseSession(), "close-session") as call:
-                        call.result()
-                except (AgentError, LocalProtocolError):
-                    pass  # it is gone already, which is what was wanted
+        # From here on a lost link is not resumed.
         self._is_closed = True
-        self._forget_link()
-        self._fail_calls("the connection was closed")
+        try:
+            if self.is_connected:
+                # It may be gone already, or full of requests: then there is nothing to say.
+                ignored = suppress(AgentError, LocalProtocolError)
+                with gevent.Timeout(_CLOSE_SECONDS, False), ignored, self._start(CloseSession(), "closing") as call:
+                    call.result()
+        finally:
+            self.drop("the connection was closed")
+
+    def drop(self, reason: str = "it was dropped") -> None:
+        """Let go of link and session without a word to the agent; never waits.  Requests fail with *reason*."""
+        self._is_closed = True
+        _connections.discard(self)
+        if self._resuming is not None and self._resuming is not gevent.getcurrent():
+            self._resuming.kill(block=False)
+        self._resuming = None
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        self._fail_calls(reason)
+
+    def drop_in_child(self) -> None:
+        """In a forked child: leave link and session to the parent; a request of the child's opens its own."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.drop_in_child()
+        self.drop("this process was forked")
 
     # --- requests ---
 
@@ -147,13 +194,15 @@ class Connection:
         Raises:
             Unreachable, NotAuthorized, UntrustedAgent: as `connect`.
         """
-        with self._opening:
-            if self._session is None or (not self.is_connected and not self._calls):
-                self._connect()
-        while self._session is not None and not self._session.can_open:
+        while True:
+            with self._opening:
+                if self._session is None or (not self.is_connected and not self._calls):
+                    self._connect()
+            assert self._session is not None
+            if self._session.can_open:
+                return self._start(request, what)
             self._slots.clear()
             self._slots.wait()
-        return self._start(request, what)
 
     def _start(self, request: Request, what: str) -> Call:
         assert self._session is not None
@@ -221,7 +270,7 @@ class Connection:
             line = format_public(self._keypair.public, self._comment)
             raise NotAuthorized(
                 f"{self.endpoint} does not let this controller in ({fingerprint(self._keypair.public)}); on that"
-                f" machine run: pyinfra-agent authorize '{line}'"
+                f" machine run: pyinfra-agent authorize {shlex.quote(line)}"
             ) from None
 
     def _check_resumed_key(self, key: bytes) -> None:
@@ -233,22 +282,14 @@ class Connection:
             )
         self._check_key(key)
 
-    def _take(self, opened: Opened) -> None:
-        assert self._session is not None
-        self._session.attach(opened.welcome.received)
+    def _take(self, opened: Opened, session: Session) -> None:
+        session.attach(opened.welcome.received)
         self.welcome = opened.welcome
+        self._session = session
         self._goodbye = ""
-        self._link = Link(opened, self._session, self._on_event, self._on_written, self._on_lost)
+        self._link = Link(opened, session, self._on_event, self._on_room, self._on_lost)
         self._link.start()
         self._link.wake_writer()
-
-    def _forget_link(self) -> None:
-        if self._link is not None:
-            self._link.close()
-            self._link = None
-        if self._session is not None:
-            self._session.detach()
-        self._agent_key = b""
 
     def _on_event(self, event: SessionEvent) -> None:
         if isinstance(event, DataReceived):
@@ -257,63 +298,79 @@ class Connection:
             self._end_call(event.channel).put_result(event.result)
         elif isinstance(event, RefusalReceived):
             refusal = event.refusal
-            text = f"{self.endpoint}: {refusal.text}"
+            text = f"{self.endpoint}: {one_line(refusal.text)}"
             self._end_call(event.channel).put_error(Refused(refusal.code, text))
         elif isinstance(event, GoodbyeReceived):
-            self._goodbye = event.goodbye.text or event.goodbye.code
+            self._goodbye = one_line(event.goodbye.text or event.goodbye.code)
 
     def _end_call(self, channel: int) -> Call:
         self._slots.set()
         return self._calls.pop(channel)
 
-    def _on_written(self) -> None:
+    def _on_room(self) -> None:
+        self._slots.set()
         for call in self._calls.values():
             call.note_room()
 
     def _on_lost(self, reason: str, broken: bool) -> None:
-        assert self._session is not None
-        self._session.detach()
-        self._link = None
-        reason = self._goodbye or reason
-        if broken:
-            self._fail_calls(reason)
-        elif self._calls and not self._is_closed:
-            gevent.spawn(self._resume, reason)
-
-    def _resume(self, reason: str) -> None:
-        """Try new links until one carries the session on, or it is certain that none will."""
         session = self._session
         assert session is not None
-        deadline = time.monotonic() + self._resume_seconds
+        session.detach()
+        self._link = None
+        reason = self._goodbye or reason
+        if broken or self._is_closed:
+            self._fail_calls(reason)
+        elif self._calls:
+            self._resuming = gevent.spawn(self._resume, session, reason)
+
+    def _forget_trouble(self) -> None:
+        """Let the next loss have all its time, and its first attempt at once."""
+        self._resume_deadline: float | None = None
+        self._resume_pause = 0.0
+        self._resume_progress = -1
+
+    def _resume(self, session: Session, reason: str) -> None:
+        """Try new links until one carries the session on, or it is certain that none will."""
+        try:
+            self._try_to_resume(session, reason)
+        except Exception as error:
+            # A fence: whatever it is, it must not leave callers waiting.
+            if session is self._session:
+                self._fail_calls(str(error))
+
+    def _try_to_resume(self, session: Session, reason: str) -> None:
         self._notify(f"connection to {self.endpoint} lost ({reason}): trying to resume for {self._resume_seconds:g} s")
-        pause = 0.0
-        while not self._is_closed and self._calls:
-            gevent.sleep(pause)
-            left = deadline - time.monotonic()
+        if self._resume_deadline is None:
+            self._resume_deadline = time.monotonic() + self._resume_seconds
+        while True:
+            gevent.sleep(self._resume_pause)
+            left = self._resume_deadline - time.monotonic()
             if left <= 0:
-                self._fail_calls(f"{reason}, and it did not come back within {self._resume_seconds:g} s")
-                return
-            pause = min(_LONGEST_PAUSE_SECONDS, max(_FIRST_PAUSE_SECONDS, pause * 2)) * random.uniform(0.5, 1.0)
+                raise Unreachable(f"{reason}; it could not be resumed within {self._resume_seconds:g} s")
+            pause = min(_LONGEST_PAUSE_SECONDS, max(_FIRST_PAUSE_SECONDS, self._resume_pause * 2))
+            self._resume_pause = pause * random.uniform(0.5, 1.0)
             try:
                 opened = self._open(resume=True, received=session.received, seconds=min(left, self._connect_seconds))
             except Unreachable as error:
                 reason = str(error)
                 continue
-            except (AgentError, UntrustedAgent) as error:
-                self._fail_calls(str(error))
-                return
+            break
+        try:
+            if session is not self._session:
+                raise ConnectionLost("the session was closed meanwhile")
             if opened.welcome.session != "resumed":
-                opened.sock.close()
-                self._fail_calls("the agent no longer knows the session: it was restarted, or too long ago")
-                return
-            try:
-                self._take(opened)
-            except ResumeInvalid as error:
-                opened.sock.close()
-                self._fail_calls(str(error))
-                return
-            self._notify(f"connection to {self.endpoint} resumed: nothing was lost")
-            return
+                raise ConnectionLost(_WHY_NOT_RESUMED.get(opened.welcome.session, "it did not resume the session"))
+            progress = session.received + opened.welcome.received
+            self._take(opened, session)
+        except BaseException:
+            opened.sock.close()
+            raise
+        if progress > self._resume_progress:
+            # Links that are lost before they have carried anything share one deadline: an agent that welcomes us
+            # and hangs up is not worth more than one that is down.
+            self._forget_trouble()
+            self._resume_progress = progress
+        self._notify(f"connection to {self.endpoint} resumed: nothing was lost")
 
     def _fail_calls(self, reason: str) -> None:
         """End every call that is open: its session is over."""
@@ -328,3 +385,17 @@ class Connection:
         if session is not None:
             session.close()
         self._slots.set()
+
+
+@atexit.register
+def _close_all() -> None:
+    # All at once: what nobody disconnected must not make the process wait a second for each.
+    gevent.joinall([gevent.spawn(connection.close) for connection in tuple(_connections)], timeout=_CLOSE_SECONDS)
+
+
+def _drop_all_in_child() -> None:
+    for connection in tuple(_connections):
+        connection.drop_in_child()
+
+
+os.register_at_fork(after_in_child=_drop_all_in_child)

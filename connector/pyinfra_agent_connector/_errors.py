@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ._output import LazyCommandOutput
 
-__all__ = ["AgentError", "CommandTimeout", "ConnectionLost", "NotAuthorized", "Refused", "Unreachable"]
+__all__ = ["AgentError", "CommandTimeout", "ConnectionLost", "NotAuthorized", "Refused", "Unreachable", "one_line"]
+
+
+def one_line(text: str) -> str:
+    """Return an agent's *text* as one line that no terminal obeys."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 class AgentError(OSError):

@@ -7,10 +7,11 @@ import os
 import secrets
 import stat
 from contextlib import contextmanager, suppress
-from io import StringIO
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from pyinfra_agent_protocol import DATA_BODY_BYTES
+
+from ._errors import AgentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,8 +28,7 @@ def local_chunks(filename_or_io: str | os.PathLike[str] | IO[Any]) -> Iterator[b
     Text is sent as UTF-8.  An IO object is left where its reading ended, as pyinfra leaves it.
 
     Raises:
-        OSError: it cannot be read.
-        TypeError: it is neither a name nor a readable object.
+        OSError: it cannot be read, or it is neither a name nor a readable object.
     """
     if isinstance(filename_or_io, str | os.PathLike):
         with open(filename_or_io, "rb", buffering=0) as file:
@@ -36,11 +36,17 @@ def local_chunks(filename_or_io: str | os.PathLike[str] | IO[Any]) -> Iterator[b
                 yield chunk
         return
     if not hasattr(filename_or_io, "read"):
-        raise TypeError(f"cannot upload {type(filename_or_io).__name__}: give a file name or an IO object")
-    if hasattr(filename_or_io, "seek"):
-        filename_or_io.seek(0)
-    while data := filename_or_io.read(_CHUNK_BYTES):
-        yield data.encode("utf-8", "surrogateescape") if isinstance(data, str) else bytes(data)
+        raise AgentError(f"cannot upload {type(filename_or_io).__name__}: give a file name or an IO object")
+    with _as_os_error("read"):
+        _rewind(filename_or_io)
+    while data := _read(filename_or_io):
+        yield data
+
+
+def _read(file: IO[Any]) -> bytes:
+    with _as_os_error("read"):
+        data = file.read(_CHUNK_BYTES)
+        return data.encode("utf-8", "surrogateescape") if isinstance(data, str) else bytes(data)
 
 
 @contextmanager
@@ -51,37 +57,61 @@ def local_sink(filename_or_io: str | os.PathLike[str] | IO[Any]) -> Iterator[Cal
     gets bytes as they arrive; a text one gets them decoded as UTF-8.
 
     Raises:
-        OSError: the file cannot be written.
-        TypeError: it is neither a name nor a writable object.
+        OSError: the file cannot be written, or it is neither a name nor a writable object.
     """
     if isinstance(filename_or_io, str | os.PathLike):
-        with _replacing(os.path.realpath(filename_or_io)) as write:
+        with _replacing(filename_or_io) as write:
             yield write
         return
     if not hasattr(filename_or_io, "write"):
-        raise TypeError(f"cannot download to {type(filename_or_io).__name__}: give a file name or an IO object")
-    if hasattr(filename_or_io, "seek"):
-        filename_or_io.seek(0)
-    if not isinstance(filename_or_io, StringIO):
-        yield filename_or_io.write
+        raise AgentError(f"cannot download to {type(filename_or_io).__name__}: give a file name or an IO object")
+    with _as_os_error("written"):
+        _rewind(filename_or_io)
+    # Not by its class: the objects that tempfile makes are wrappers.  Every text file has the attribute.
+    if not hasattr(filename_or_io, "encoding"):
+        yield lambda data: _write_all(filename_or_io, data)
         return
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    yield lambda data: filename_or_io.write(decoder.decode(data))
-    filename_or_io.write(decoder.decode(b"", final=True))
+
+    def write_text(data: bytes, *, final: bool = False) -> None:
+        with _as_os_error("written"):
+            filename_or_io.write(decoder.decode(data, final))
+
+    yield write_text
+    write_text(b"", final=True)
 
 
 @contextmanager
-def _replacing(path: str) -> Iterator[Callable[[bytes], object]]:
-    old = _stat(path)
+def _as_os_error(done: str) -> Iterator[None]:
+    """Make one of what a closed file, and text that does not fit its encoding, raise: pyinfra handles no other."""
+    try:
+        yield
+    except OSError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise AgentError(f"the local file object cannot be {done}: {error}") from error
+
+
+def _rewind(file: IO[Any]) -> None:
+    seekable = getattr(file, "seekable", None)
+    if hasattr(file, "seek") and (seekable is None or seekable()):
+        file.seek(0)
+
+
+@contextmanager
+def _replacing(name: str | os.PathLike[str]) -> Iterator[Callable[[bytes], object]]:
+    # The name as it was given: where /dev/stdout leads to need not have a path.
+    old = _stat(name)
     if old is not None and not stat.S_ISREG(old.st_mode):
         if stat.S_ISDIR(old.st_mode):
-            raise IsADirectoryError(f"{path} is a directory: name a file in it")
+            raise IsADirectoryError(f"{os.fspath(name)} is a directory: name a file in it")
         # A device or a FIFO: there is nothing to replace.
-        with open(path, "wb", buffering=0) as file:
-            yield file.write
+        with open(name, "wb", buffering=0) as file:
+            yield lambda data: _write_all(file, data)
         return
-    directory, name = os.path.split(path)
-    temporary = os.path.join(directory, f".{name[:128]}.{secrets.token_hex(8)}.part")
+    path = os.path.realpath(name)
+    # Nothing of the name is in it, which may be as long as a name can be.
+    temporary = os.path.join(os.path.dirname(path), f".pyinfra-agent-{secrets.token_hex(8)}.part")
     mode = stat.S_IMODE(old.st_mode) if old is not None else 0o666
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
@@ -102,10 +132,14 @@ def _replacing(path: str) -> Iterator[Callable[[bytes], object]]:
 def _write_all(file: IO[bytes], data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[file.write(view) :]
+        with _as_os_error("written"):
+            written = file.write(view)
+        if written is None:  # an object that does not say takes all of it
+            return
+        view = view[written:]
 
 
-def _stat(path: str) -> os.stat_result | None:
+def _stat(path: str | os.PathLike[str]) -> os.stat_result | None:
     try:
         return os.stat(path)
     except FileNotFoundError:

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select as plain_select
 import socket as plain_socket
 import time
-import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
-from gevent import socket
+from gevent import monkey, socket
 from gevent.event import Event
+from gevent.monkey import get_original
 
 from pyinfra_agent_protocol import (
     AgentHello,
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Endpoint", "Link", "Opened", "open_link"]
 
+# The system's, also where gevent has put its own in its place.
+_poll: Final = get_original("select", "poll")
+
 _READ_BYTES: Final = 256 * 1024
 _WRITE_BYTES: Final = 128 * 1024
 _NOT_SENT_BYTES: Final = 128 * 1024
@@ -52,6 +56,10 @@ _USER_TIMEOUT_MILLISECONDS: Final = 30_000
 #: Silence after which the agent is asked for a sign of life, idle and with a request outstanding.
 _KEEPALIVE_SECONDS: Final = (15.0, 5.0)
 _KEEPALIVE_MISSED: Final = 3
+
+
+class _Closed(ConnectionError):
+    """The peer closed the connection in the middle of the handshake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +102,7 @@ def open_link(
         UntrustedAgent: *check_key* raised it.
     """
     deadline = time.monotonic() + seconds
-    sock = _connect(endpoint, seconds)
+    sock = _connect(endpoint, seconds, deadline)
     try:
         with _explaining(endpoint, seconds):
             return _shake_hands(sock, keypair, check_key, payload, deadline)
@@ -103,11 +111,13 @@ def open_link(
         raise
 
 
-def _connect(endpoint: Endpoint, seconds: float) -> Any:  # noqa: ANN401 - gevent has no types
+def _connect(endpoint: Endpoint, seconds: float, deadline: float) -> Any:  # noqa: ANN401 - gevent has no types
     try:
-        sock = socket.create_connection((endpoint.host, endpoint.port), timeout=seconds)
+        sock = _connect_first(_look_up(endpoint, deadline), deadline)
     except plain_socket.gaierror as error:
         raise Unreachable(f"{endpoint.host} is no host that this machine can find: {error.strerror}") from error
+    except UnicodeError as error:
+        raise Unreachable(f"{endpoint.host!r} cannot be the name of a host") from error
     except ConnectionRefusedError as error:
         raise Unreachable(
             f"nothing listens on {endpoint}: is `pyinfra-agent serve` running there, and is agent_port right?"
@@ -129,6 +139,36 @@ def _connect(endpoint: Endpoint, seconds: float) -> Any:  # noqa: ANN401 - geven
     return sock
 
 
+def _look_up(endpoint: Endpoint, deadline: float) -> list[Any]:
+    # The resolver has timeouts of its own, which add up to more than ours.
+    with gevent.Timeout(_left(deadline), TimeoutError("the name was not found in time")):
+        found: list[Any] = socket.getaddrinfo(endpoint.host, endpoint.port, type=plain_socket.SOCK_STREAM)
+    return found
+
+
+def _connect_first(addresses: list[Any], deadline: float) -> Any:  # noqa: ANN401 - gevent has no types
+    """Connect to the first of *addresses* that answers; each gets its share of the time that is left."""
+    for number, (family, kind, protocol, _, address) in enumerate(addresses, start=1):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(_left(deadline) / (len(addresses) - number + 1))
+            sock.connect(address)
+        except BaseException as error:
+            sock.close()
+            if not isinstance(error, OSError) or number == len(addresses):
+                raise
+        else:
+            return sock
+    raise OSError("its name has no address")
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
 @contextlib.contextmanager
 def _explaining(endpoint: Endpoint, seconds: float) -> Any:  # noqa: ANN401 - a generator of nothing
     try:
@@ -142,8 +182,12 @@ def _explaining(endpoint: Endpoint, seconds: float) -> Any:  # noqa: ANN401 - a 
             f"{endpoint} accepts connections but does not answer as a pyinfra agent within {seconds:g} s:"
             " is agent_port right?"
         ) from error
-    except (NotAuthorized, Unreachable, UntrustedAgent):
+    except (NotAuthorized, UntrustedAgent):
         raise
+    except _Closed as error:
+        raise Unreachable(
+            f"{endpoint} closed the connection {error}: is agent_port right, and is the agent up?"
+        ) from error
     except OSError as error:
         raise Unreachable(f"{endpoint} broke the connection during the handshake: {error.strerror or error}") from error
 
@@ -155,12 +199,16 @@ def _shake_hands(
     payload: ControllerPayload,
     deadline: float,
 ) -> Opened:
+    pid = os.getpid()
     initiator = Initiator(keypair)
     _send(sock, initiator.data_to_send(), deadline)
     hello: AgentHello | None = None
     while hello is None:
         hello = initiator.receive_data(_receive(sock, deadline, "before it has said that it is an agent"))
     check_key(hello.key)
+    if os.getpid() != pid:
+        # Parent and child hold the same socket and keys: only one of them may go on.
+        raise ConnectionError("this process was forked")
     message, transport = initiator.finish(payload.encode())
     _send(sock, message, deadline)
     records: list[bytes] = []
@@ -174,20 +222,16 @@ def _shake_hands(
 
 
 def _send(sock: Any, data: bytes, deadline: float) -> None:  # noqa: ANN401 - gevent has no types
-    sock.settimeout(max(0.001, deadline - time.monotonic()))
+    sock.settimeout(_left(deadline))
     sock.sendall(data)
 
 
 def _receive(sock: Any, deadline: float, when: str) -> bytes:  # noqa: ANN401 - gevent has no types
-    sock.settimeout(max(0.001, deadline - time.monotonic()))
+    sock.settimeout(_left(deadline))
     data: bytes = sock.recv(_READ_BYTES)
     if not data:
-        raise Unreachable(f"the connection was closed {when}: is agent_port right, and is the agent up?")
+        raise _Closed(when)
     return data
-
-
-#: Links of this process, so that a forked child can drop them.
-_links: weakref.WeakSet[Link] = weakref.WeakSet()
 
 
 class Link:
@@ -195,7 +239,7 @@ class Link:
 
     Args:
         on_event: gets each event of the session; must not wait.
-        on_written: called after records were written: there may be room for more.
+        on_room: called after records were written or received: there may be room for more.
         on_lost: gets the reason, and whether the agent broke the protocol, which ends the session.
     """
 
@@ -204,22 +248,20 @@ class Link:
         opened: Opened,
         session: Session,
         on_event: Callable[[SessionEvent], None],
-        on_written: Callable[[], None],
+        on_room: Callable[[], None],
         on_lost: Callable[[str, bool], None],
     ) -> None:
         self._sock = opened.sock
         self._transport = opened.transport
         self._session = session
         self._on_event = on_event
-        self._on_written = on_written
+        self._on_room = on_room
         self._on_lost = on_lost
         self._work = Event()
-        self._heard_at = time.monotonic()
+        self._has_heard = True
         self._is_lost = False
-        self._pid = os.getpid()
         self._early = opened.records
         self._greenlets: list[Any] = []
-        _links.add(self)
 
     def start(self) -> None:
         """Begin to read and write; the session must be attached."""
@@ -237,7 +279,6 @@ class Link:
     def close(self) -> None:
         """Drop the link without a word and without `on_lost`; nothing is read from it when this returns."""
         self._is_lost = True
-        _links.discard(self)
         gevent.killall([greenlet for greenlet in self._greenlets if greenlet is not gevent.getcurrent()], block=False)
         self._sock.close()
 
@@ -248,7 +289,8 @@ class Link:
         """
         self._is_lost = True
         with contextlib.suppress(OSError):
-            self._sock.close()
+            # Now, not when gevent's loop next runs, as its close() does: the child may never run it.
+            monkey.get_original("os", "close")(self._sock.detach())
 
     def _lose(self, reason: str, *, broken: bool = False) -> None:
         if not self._is_lost:
@@ -264,11 +306,12 @@ class Link:
                         self._on_event(event)
                 if self._session.has_data_to_send:
                     self._work.set()
+                self._on_room()
                 data = self._sock.recv(_READ_BYTES)
                 if not data:
                     self._lose("the agent closed the connection")
                     return
-                self._heard_at = time.monotonic()
+                self._has_heard = True
                 records = self._transport.receive_data(data)
         except RecordInvalid as error:
             self._lose(f"a record was refused: {error}")
@@ -276,16 +319,16 @@ class Link:
             self._lose(f"the agent broke the protocol: {error}", broken=True)
         except OSError as error:
             self._lose(str(error.strerror or error))
-        except ProtocolError as error:
+        except Exception as error:
             # A fence: an error of ours costs this link and its session, and never hangs a caller.
-            self._lose(f"this controller broke the protocol: {error}", broken=True)
+            self._lose(f"this controller failed: {error!r}", broken=True)
 
     def _write(self) -> None:
         try:
             while not self._is_lost:
                 self._work.wait()
                 self._work.clear()
-                while True:
+                while not self._is_lost:
                     records: list[bytes] = []
                     size = 0
                     while size < _WRITE_BYTES and (plaintext := self._session.next_record()) is not None:
@@ -293,38 +336,38 @@ class Link:
                         size += len(records[-1])
                     if not records:
                         break
-                    if os.getpid() != self._pid:
-                        return
-                    self._on_written()
+                    self._on_room()
                     self._sock.sendall(records[0] if len(records) == 1 else b"".join(records))
                     if size >= _WRITE_BYTES:
                         # As in the agent's link: encrypt late, so that a command never waits behind a file.
-                        socket.wait_write(self._sock.fileno())
+                        self._wait_writable()
         except OSError as error:
             self._lose(str(error.strerror or error))
-        except ProtocolError as error:
-            self._lose(f"this controller broke the protocol: {error}", broken=True)
+        except Exception as error:
+            self._lose(f"this controller failed: {error!r}", broken=True)
+
+    def _wait_writable(self) -> None:
+        descriptor = self._sock.fileno()
+        # Asking costs a twentieth of waiting, and a fast network has nearly always room.
+        asked = _poll()
+        asked.register(descriptor, plain_select.POLLOUT)
+        if not asked.poll(0):
+            socket.wait_write(descriptor)
 
     def _keep_alive(self) -> None:
-        pings = 0
+        # Silence is counted in ticks and not by the clock: a prompt of pyinfra's stops this loop for minutes, and
+        # what the agent said meanwhile is read only after it.
+        tick = min(_KEEPALIVE_SECONDS)
+        pings = quiet = 0
         while not self._is_lost:
-            idle, busy = _KEEPALIVE_SECONDS
+            self._has_heard = False
+            gevent.sleep(tick)
+            quiet = 0 if self._has_heard else quiet + 1
+            idle, busy = (round(seconds / tick) for seconds in _KEEPALIVE_SECONDS)
             interval = idle if self._session.is_idle else busy
-            silence = time.monotonic() - self._heard_at
-            if silence >= interval * _KEEPALIVE_MISSED:
-                self._lose(f"the agent was silent for {silence:.0f} s")
-                return
-            if silence >= interval:
+            if quiet > interval * _KEEPALIVE_MISSED:
+                self._lose(f"the agent was silent for {quiet * tick:g} s")
+            elif quiet and not quiet % interval:
                 pings += 1
                 self._session.send_ping(pings)
                 self._work.set()
-            gevent.sleep(min(idle, busy))
-
-
-def _drop_links_in_child() -> None:
-    for link in tuple(_links):
-        link.drop_in_child()
-    _links.clear()
-
-
-os.register_at_fork(after_in_child=_drop_links_in_child)

@@ -8,6 +8,7 @@ the agent and the commands that it still runs.  Keys are made for this run and a
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib.util
 import os
 import sys
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import gevent
-from gevent import subprocess
+from gevent import monkey, subprocess
 
 from pyinfra_agent_protocol.keys import KeyPair, format_public, parse_public
 
@@ -31,6 +32,9 @@ _STOP_SECONDS: Final = 5.0
 _PROGRAM: Final = (
     "import sys; sys.path[:] = [p for p in sys.path if p]; from pyinfra_agent._loopback import main; sys.exit(main())"
 )
+
+# Not gevent's: where gevent has patched, that one may close later, and in a forked child never.
+_close: Final = monkey.get_original("os", "close")
 
 #: Agents of this process that were not stopped: at exit they are.
 _agents: weakref.WeakSet[LoopbackAgent] = weakref.WeakSet()
@@ -50,19 +54,26 @@ class LoopbackAgent:
     key_line: str
     identity: Identity
     _process: Any
+    _lifeline: int
 
     def stop(self) -> None:
         """End the agent and every command that still runs in it; harmless when it has ended."""
-        _agents.discard(self)
+        if self not in _agents:
+            return  # stopped, or the agent of a process that this one was forked from
+        self.let_go()
         process = self._process
         if process.poll() is None:
-            process.stdin.close()
             with gevent.Timeout(_STOP_SECONDS, False):
                 process.wait()
             if process.poll() is None:
                 process.kill()
                 process.wait()
         process.stdout.close()
+
+    def let_go(self) -> None:
+        """Close our end of the pipe: the agent ends unless somebody else holds it too."""
+        _agents.discard(self)
+        _close(self._lifeline)
 
 
 def start_loopback() -> LoopbackAgent:
@@ -74,31 +85,55 @@ def start_loopback() -> LoopbackAgent:
     if importlib.util.find_spec("trio") is None:
         raise AgentError("@agent/loopback runs an agent and needs trio: pip install 'pyinfra-agentd[agent]'")
     identity = Identity(KeyPair.generate(), "loopback")
-    process = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-        env=dict(os.environ),
-    )
+    # A plain descriptor: in a forked child it can be closed before gevent is fit for use there.
+    stdin, lifeline = os.pipe()
     try:
-        process.stdin.write(f"{format_public(identity.keypair.public, identity.comment)}\n".encode())
-        process.stdin.flush()
-        with gevent.Timeout(_START_SECONDS, False):
-            port, _, line = process.stdout.readline().decode().strip().partition(" ")
-            agent = LoopbackAgent(int(port), format_public(parse_public(line).key), identity, process)
-            _agents.add(agent)
-            return agent
-        raise AgentError(f"the loopback agent did not start within {_START_SECONDS:g} s")
-    except (OSError, ValueError) as error:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env=dict(os.environ),
+        )
+    except OSError as error:
+        _close(lifeline)
+        raise AgentError(f"the loopback agent cannot be started: {error}") from error
+    finally:
+        _close(stdin)
+    try:
+        os.write(lifeline, f"{format_public(identity.keypair.public, identity.comment)}\n".encode())
+        port, line = _read_answer(process)
+        agent = LoopbackAgent(int(port), format_public(parse_public(line).key), identity, process, lifeline)
+    except BaseException as error:
+        _close(lifeline)
         process.kill()
         process.wait()
-        if isinstance(error, AgentError):
-            raise
-        raise AgentError("the loopback agent did not start: see its message above") from error
+        process.stdout.close()
+        if isinstance(error, OSError | ValueError) and not isinstance(error, AgentError):
+            raise AgentError("the loopback agent did not start: see its message above") from error
+        raise
+    _agents.add(agent)
+    return agent
+
+
+def _read_answer(process: Any) -> tuple[str, str]:  # noqa: ANN401 - gevent has no types
+    with gevent.Timeout(_START_SECONDS, False):
+        port, _, line = process.stdout.readline().decode().strip().partition(" ")
+        return port, line
+    raise AgentError(f"the loopback agent did not start within {_START_SECONDS:g} s")
 
 
 @atexit.register
 def _stop_all() -> None:
     for agent in tuple(_agents):
         agent.stop()
+
+
+def _let_go_in_child() -> None:
+    # Else the agent would outlive its controller in a child, and the child's exit would end it for the controller.
+    for agent in tuple(_agents):
+        with contextlib.suppress(OSError):
+            agent.let_go()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)

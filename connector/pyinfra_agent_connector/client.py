@@ -11,6 +11,7 @@ Every method raises OSErrors only (`_errors`), each with a line that names the a
 from __future__ import annotations
 
 import os
+import weakref
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import gevent
@@ -30,7 +31,7 @@ from pyinfra_agent_protocol import (
 )
 
 from ._connection import Connection
-from ._errors import AgentError
+from ._errors import AgentError, Refused
 from ._link import Endpoint
 
 if TYPE_CHECKING:
@@ -85,6 +86,9 @@ class AgentClient:
             resume_seconds=resume_seconds,
             notify=notify,
         )
+        # The link's greenlets keep the connection alive, and nothing keeps the client: once nobody has it, they end.
+        # At exit connections are closed with a word to their agents, so this is not wanted there.
+        weakref.finalize(self, self._connection.drop).atexit = False
 
     @property
     def is_connected(self) -> bool:
@@ -148,6 +152,9 @@ class AgentClient:
                     for event in events:
                         on_output(_STREAMS[event.stream], event.data)
                 result = cast("ExecResult", call.result())
+            except Refused:
+                feeder.check()  # it cancels the request, and says why better than the refusal does
+                raise
             finally:
                 feeder.stop()
             feeder.check()
@@ -252,9 +259,12 @@ class _Feeder:
             self._greenlet.kill()
 
     def check(self) -> None:
-        """Raise what reading the input raised: the command has seen less than it should have."""
-        if self._error is not None:
+        """Raise, as an OSError, what reading the input raised: the command has seen less than it should have."""
+        if isinstance(self._error, OSError):
             raise self._error
+        if self._error is not None:
+            text = f"the input of {self._call.what} could not be read, and it was cancelled: {self._error!r}"
+            raise AgentError(text) from self._error
 
     def _run(self) -> None:
         call = self._call
@@ -265,7 +275,7 @@ class _Feeder:
                 if not call.send(chunk):
                     return
             call.end()
-        except Exception as error:
+        except (Exception, gevent.Timeout) as error:
             self._error = error
             call.cancel()
 

@@ -38,10 +38,20 @@ MESSAGE_DEPTH_MAX: Final = 4
 #: for each level of nesting: without this bound 64 KiB would make it take 500 MiB.
 MESSAGE_ITEMS_MAX: Final = 4096
 
+#: Frames or bytes received after which an ACK is sent although nothing else is.  A quarter of that many
+#: bytes would cost a bulk transfer a sixth of its time.  Without an open request far fewer bytes are
+#: acknowledged at once, so that an idle session makes its peer keep next to nothing.
+ACK_EVERY_FRAMES: Final = 32
+ACK_EVERY_BYTES: Final = 1024 * 1024
+ACK_IDLE_BYTES: Final = 64 * 1024
+
 # --- implementation: ours to tune ---
 
 #: Channels that may be open, or ended and not yet acknowledged, in one session.
 CHANNELS_MAX: Final = 256
+
+#: What a channel that carries data is granted as soon as it is open, while the budget lasts.
+WINDOW_OPEN_BYTES: Final = 1024 * 1024
 
 #: What one channel's window may grow to: 8 MiB over 50 ms are 160 MB/s.
 WINDOW_MAX_BYTES: Final = 8 * 1024 * 1024
@@ -64,7 +74,3 @@ DATA_BODY_BYTES: Final = 65_280
 
 #: A DATA body while another channel waits: 16 KiB leave the other one's command undelayed.
 DATA_BODY_SHARED_BYTES: Final = 16 * 1024
-
-#: Frames or bytes received after which an ACK is sent although nothing else is.
-ACK_EVERY_FRAMES: Final = 32
-ACK_EVERY_BYTES: Final = 256 * 1024

@@ -330,10 +330,14 @@ class Transport(_Phase):
         self._require_usable()
         if len(plaintext) > MAX_PLAINTEXT:
             raise LocalProtocolError(f"a record holds {MAX_PLAINTEXT} bytes, not {len(plaintext)}")
-        with self._fatal():
+        # As `_fatal`, but written out: a generator-based context costs a tenth of encrypting a small record.
+        try:
             ciphertext = self._send.encrypt_with_ad(b"", plaintext)
             self._rekey_if_due(self._send)
-            return _prefixed(ciphertext)
+        except BaseException:
+            self._ended = "an error"
+            raise
+        return _prefixed(ciphertext)
 
     def receive_data(self, data: bytes) -> list[bytes]:
         """Take bytes of the peer; return the plaintexts of the records that are now complete, in order.
@@ -342,10 +346,14 @@ class Transport(_Phase):
             RecordInvalid: a record has no room for a tag, or its tag does not verify. What the same *data* held
                 before it is lost with it.
         """
-        with self._fatal():
+        self._require_usable()
+        try:
             if self._pending:
                 data, self._pending = self._pending + data, b""
             return [self._open(ciphertext) for ciphertext in self._records.feed(data)]
+        except BaseException:
+            self._ended = "an error"
+            raise
 
     def receive_eof(self) -> None:
         """Note that the peer will send no more.

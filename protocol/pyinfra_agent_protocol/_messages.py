@@ -7,9 +7,9 @@ Requests are opened by the connector; each is answered by exactly one result of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
-from ._constants import FRAME_BODY_MAX_BYTES, SESSION_ID_BYTES
+from ._constants import FRAME_BODY_MAX_BYTES, SESSION_ID_BYTES, WINDOW_INITIAL_BYTES
 from ._digest import DIGEST_BYTES
 from ._errors import MessageInvalid
 from ._fields import (
@@ -207,6 +207,11 @@ class Request(Message):
 
     RESULT: ClassVar[type[Result]]
 
+    @property
+    def takes_data(self) -> bool:
+        """True if DATA follows the request."""
+        return False
+
 
 class Result(Message):
     """Base of the answers."""
@@ -264,6 +269,11 @@ class Exec(Request):
         if self.script_index is not None and self.script_index >= len(self.argv):
             raise MessageInvalid("exec: script_index lies outside argv")
 
+    @property
+    def takes_data(self) -> bool:
+        """True if standard input or a script follows."""
+        return self.stdin or self.script_index is not None
+
 
 @dataclass(frozen=True, slots=True)
 class PutResult(Result):
@@ -294,6 +304,11 @@ class Put(Request):
     in_place: bool = field(boolean(), False)
     argv: tuple[bytes, ...] | None = field(nullable(_ARGV), None)
     env: dict[bytes, bytes] | None = field(nullable(_VARIABLES), None)
+
+    @property
+    def takes_data(self) -> bool:
+        """True: the file's bytes follow."""
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,18 +393,34 @@ class CloseSession(Request):
 REQUESTS: Final[dict[str, type[Request]]] = {kind.NAME: kind for kind in (Exec, Put, Get, Stat, Info, CloseSession)}
 
 
-def encode_request(request: Request) -> bytes:
-    """Pack the body of an OPEN frame.
+class Opening(NamedTuple):
+    """What an OPEN frame says: the request, and what the agent may send on its channel before a CREDIT."""
+
+    request: Request
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class _OpeningFields(Message):
+    NAME: ClassVar[str] = "open"
+    window: int = field(integer(WINDOW_INITIAL_BYTES, _U64), WINDOW_INITIAL_BYTES)
+
+
+def encode_request(request: Request, window: int = WINDOW_INITIAL_BYTES) -> bytes:
+    """Pack the body of an OPEN frame; *window* as in `Opening`.
 
     Bounds are left to the agent, which refuses this one request and may know more of them than we do.
 
     Raises:
         LocalProtocolError: it does not fit a frame, or a field is not packable.
     """
-    return pack(request.NAME, {"request": request.NAME, **request.to_fields()})
+    fields = {"request": request.NAME, **request.to_fields()}
+    if window != WINDOW_INITIAL_BYTES:
+        fields["window"] = window
+    return pack(request.NAME, fields)
 
 
-def decode_request(data: bytes) -> Request:
+def decode_request(data: bytes) -> Opening:
     """Read the body of an OPEN frame.
 
     Raises:
@@ -400,4 +431,5 @@ def decode_request(data: bytes) -> Request:
     kind = REQUESTS.get(name) if type(name) is str else None
     if kind is None:
         raise MessageInvalid(f"request {str(name)[:64]!r} is unknown to this version")
-    return kind.from_fields(fields)
+    opening = _OpeningFields.from_fields(fields)
+    return Opening(kind.from_fields(fields), opening.window)

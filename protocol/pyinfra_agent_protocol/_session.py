@@ -17,12 +17,14 @@ from ._channel import DOWN, UP, Channel, Half, step
 from ._constants import (
     ACK_EVERY_BYTES,
     ACK_EVERY_FRAMES,
+    ACK_IDLE_BYTES,
     CHANNEL_ID_MAX,
     CHANNELS_MAX,
     QUEUE_MAX_BYTES,
     RETAINED_MAX_BYTES,
     SESSION_BUDGET_BYTES,
     WINDOW_INITIAL_BYTES,
+    WINDOW_OPEN_BYTES,
 )
 from ._errors import FrameInvalid, LocalProtocolError, MessageInvalid, RemoteProtocolError, WindowExceeded
 from ._events import (
@@ -104,7 +106,7 @@ class Session:
         budget: what windows may grow by (default: the session's own 32 MiB).
         channels_max: requests that may be open at once, as the welcome said.
         retained_max_bytes: unacknowledged bytes above which neither DATA nor a request is sent.  At
-            least 512 KiB: a peer need not acknowledge less than 256 KiB by itself.
+            least 2 MiB: a peer need not acknowledge less than 1 MiB by itself.
     """
 
     def __init__(
@@ -182,7 +184,8 @@ class Session:
             channel.send_window.forget_blocked()
             if channel.queue:
                 self._outbox.mark_ready(channel)
-            if channel.receive_window.limit > WINDOW_INITIAL_BYTES and channel.down is not Half.CLOSED:
+            # Not what OPEN says by itself: the agent may not have it yet, and then knows no such channel.
+            if channel.receive_window.limit > channel.receive_window.stated and channel.down is not Half.CLOSED:
                 self._outbox.say_credit(channel.id, channel.receive_window.limit)
 
     def detach(self) -> None:
@@ -226,7 +229,8 @@ class Session:
             self._outbox = Outbox()
             self.send_goodbye(error.code, str(error))
             raise
-        if self.received - self._said_received >= ACK_EVERY_FRAMES or self._unsaid_bytes >= ACK_EVERY_BYTES:
+        worth_bytes = ACK_EVERY_BYTES if self._channels else ACK_IDLE_BYTES
+        if self.received - self._said_received >= ACK_EVERY_FRAMES or self._unsaid_bytes >= worth_bytes:
             self._outbox.say_ack(self.received)
         return events
 
@@ -272,10 +276,17 @@ class Session:
             raise LocalProtocolError("only a connector with a living session opens channels")
         if not self.can_open or self._last_channel >= CHANNEL_ID_MAX:
             raise LocalProtocolError(f"no more requests for now: {len(self._channels)} are open")
-        body = encode_request(request)
-        self._last_channel += 1
-        number = self._last_channel
-        self._channels[number] = Channel(number, self._budget)
+        number = self._last_channel + 1
+        channel = Channel(number, self._budget)
+        channel.receive_window.widen(WINDOW_OPEN_BYTES)
+        channel.receive_window.stated = channel.receive_window.limit
+        try:
+            body = encode_request(request, channel.receive_window.limit)
+        except LocalProtocolError:
+            channel.close()
+            raise
+        self._last_channel = number
+        self._channels[number] = channel
         self._requests[number] = type(request)
         self._outbox.push_urgent(FrameType.OPEN, number, body)
         return number
@@ -288,6 +299,11 @@ class Session:
     def was_written(self, channel: int) -> bool:
         """Connector: True once the request of *channel* was written to a link, whether or not it arrived."""
         return not self._outbox.is_waiting(channel)
+
+    def window_size(self, channel: int) -> int:
+        """Bytes that the peer may have sent on *channel* before the reader has consumed them."""
+        found = self._channels.get(channel)
+        return found.receive_window.size if found is not None else WINDOW_INITIAL_BYTES
 
     def sendable(self, channel: int) -> int:
         """Bytes that `send_data` should be given now; 0 means wait until records were written."""
@@ -407,12 +423,15 @@ class Session:
         if len(self._channels) >= self.channels_max:
             raise WindowExceeded(f"more than {self.channels_max} requests open")
         self._last_channel = frame.channel
-        self._channels[frame.channel] = Channel(frame.channel, self._budget)
+        channel = self._channels[frame.channel] = Channel(frame.channel, self._budget)
         try:
-            request = decode_request(frame.body)
+            request, window = decode_request(frame.body)
         except MessageInvalid as error:
             self.send_refusal(frame.channel, "bad-request", str(error))
             return None
+        channel.send_window.grant(window)
+        if request.takes_data and channel.receive_window.widen(WINDOW_OPEN_BYTES):
+            self._outbox.say_credit(frame.channel, channel.receive_window.limit)
         return RequestReceived(frame.channel, request)
 
     def _on_data(self, frame: Frame) -> Event | None:

@@ -93,15 +93,27 @@ class ReceiveWindow:
         self.received = 0
         self.consumed = 0
         self.size = WINDOW_INITIAL_BYTES
+        #: What the peer knows without a CREDIT: the initial window, or what OPEN said.
+        self.stated = WINDOW_INITIAL_BYTES
         self._budget = budget
         self._peer_waits = False
-        # The highest limit at which the peer was blocked; there is none below the initial one.
+        # The highest limit at which the peer was blocked; there is none below the one to begin with.
         self._peer_reached = WINDOW_INITIAL_BYTES - 1
 
     @property
     def buffered(self) -> int:
         """Bytes received and not yet consumed."""
         return self.received - self.consumed
+
+    def widen(self, size: int) -> bool:
+        """Grow to *size* bytes before there is any evidence, as far as the budget goes; tell whether it grew."""
+        before = self.size
+        while self.size < size and self._budget.reserve(self.size):
+            self.size *= 2
+        self.limit = self.consumed + self.size
+        # A BLOCKED below it that crosses the CREDIT shows what is known already: the initial window is too small.
+        self._peer_reached = self.limit - 1
+        return self.size > before
 
     def receive(self, count: int) -> None:
         """Note *count* bytes of DATA.

@@ -147,3 +147,12 @@ def test_runtime_directory_of_another_user_is_not_used(root):
     runtime.mkdir(parents=True)
     os.chown(runtime, 65534, 65534)
     assert b"XDG_RUNTIME_DIR" not in login_environment(root=root)
+
+
+def test_changed_file_counts_for_the_next_command(root):
+    (root / "etc/environment").write_text("COLOUR=red\n")
+    assert login_environment(root=root)[b"COLOUR"] == b"red"
+    (root / "etc/environment").write_text("COLOUR=green\n")
+    assert login_environment(root=root)[b"COLOUR"] == b"green"
+    (root / "etc/environment").unlink()
+    assert b"COLOUR" not in login_environment(root=root)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyinfra_agent_protocol import _messages
-from pyinfra_agent_protocol._constants import FRAME_BODY_MAX_BYTES, SESSION_ID_BYTES
+from pyinfra_agent_protocol._constants import FRAME_BODY_MAX_BYTES, SESSION_ID_BYTES, WINDOW_INITIAL_BYTES
 from pyinfra_agent_protocol._digest import DIGEST_BYTES
 from pyinfra_agent_protocol._errors import LocalProtocolError, MessageInvalid
 from pyinfra_agent_protocol._messages import (
@@ -41,6 +41,7 @@ from pyinfra_agent_protocol._messages import (
     Stat,
     StatResult,
     Welcome,
+    _OpeningFields,
     decode_request,
     encode_request,
 )
@@ -65,6 +66,7 @@ scalars = st.none() | st.booleans() | counter() | st.floats(allow_nan=False) | c
 facts = st.dictionaries(characters(8), scalars, max_size=4)
 modes = st.none() | counter(0o7777)
 signals = counter(64, 1)
+windows = counter(U64, WINDOW_INITIAL_BYTES)
 digests = st.binary(min_size=DIGEST_BYTES, max_size=DIGEST_BYTES)
 
 
@@ -128,6 +130,7 @@ MESSAGES = {
     InfoResult: st.builds(InfoResult, facts),
     CloseSession: st.builds(CloseSession),
     CloseSessionResult: st.builds(CloseSessionResult),
+    _OpeningFields: st.builds(_OpeningFields, windows),
 }
 
 
@@ -161,9 +164,9 @@ def test_message_decodes_to_what_was_encoded(kind):
 @pytest.mark.parametrize("kind", REQUESTS.values(), ids=REQUESTS)
 def test_request_decodes_to_what_was_encoded(kind):
     @reproducible(30)
-    @given(MESSAGES[kind])
-    def check(request):
-        assert decode_request(encode_request(request)) == request
+    @given(MESSAGES[kind], windows)
+    def check(request, window):
+        assert decode_request(encode_request(request, window)) == (request, window)
 
     check()
 
@@ -189,6 +192,7 @@ RIGHT = {
     StatResult: {"stat": None},
     InfoResult: {"info": {}},
     AgentPayload: {},
+    _OpeningFields: {},
 }
 
 #: The last value inside each bound, and the first outside it.
@@ -260,6 +264,9 @@ EDGES = [
     (Stat, "path", b"p" * 4096, b"p" * 4097),
     (Stat, "follow", False, 0),
     (StatResult, "stat", {str(n): n for n in range(32)}, {str(n): n for n in range(33)}),
+    (_OpeningFields, "window", WINDOW_INITIAL_BYTES, WINDOW_INITIAL_BYTES - 1),
+    (_OpeningFields, "window", U64, -1),
+    (_OpeningFields, "window", U64, None),
     (InfoResult, "info", {str(n): n for n in range(64)}, {str(n): n for n in range(65)}),
 ]
 
@@ -306,8 +313,36 @@ def test_defaults_do_not_travel():
     assert msgpack.unpackb(encode_request(Exec((b"true",)))) == {"request": "exec", "argv": [b"true"]}
 
 
-def test_no_request_has_a_field_that_hides_its_name():
-    assert not [kind for kind in REQUESTS.values() if "request" in {field.name for field in dataclasses.fields(kind)}]
+def test_request_that_says_no_window_has_the_initial_one():
+    assert decode_request(msgpack.packb({"request": "info"})) == (Info(), WINDOW_INITIAL_BYTES)
+
+
+@pytest.mark.parametrize("window", [0, WINDOW_INITIAL_BYTES - 1, -1, None, float(U32), True, b"131072"])
+def test_request_with_a_window_out_of_bounds_is_refused(window):
+    with pytest.raises(MessageInvalid, match=r"^open: window is not"):
+        decode_request(msgpack.packb({"request": "info", "window": window}))
+
+
+def test_no_request_has_a_field_that_hides_one_of_its_opening():
+    for kind in REQUESTS.values():
+        assert {"request", "window"}.isdisjoint(field.name for field in dataclasses.fields(kind))
+
+
+@pytest.mark.parametrize(
+    ("request_made", "takes_data"),
+    [
+        (Put(b"f"), True),
+        (Exec((b"cat",), stdin=True), True),
+        (Exec((b"sh",), script_index=0, script_size=1), True),
+        (Exec((b"true",)), False),
+        (Get(b"f"), False),
+        (Stat(b"f"), False),
+        (Info(), False),
+        (CloseSession(), False),
+    ],
+)
+def test_request_tells_whether_data_follows_it(request_made, takes_data):
+    assert request_made.takes_data is takes_data
 
 
 @pytest.mark.parametrize(
@@ -343,21 +378,22 @@ def test_request_that_cannot_be_packed_is_our_own_fault():
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_request_or_refused(data):
     try:
-        request = decode_request(data)
+        request, window = decode_request(data)
     except MessageInvalid:
         return
     assert type(request) in REQUESTS.values()
+    assert WINDOW_INITIAL_BYTES <= window <= U64
 
 
 @st.composite
 def nearly_requests(draw):
     """Requests with one byte changed, or with any value in any field."""
     if draw(st.booleans()):
-        data = bytearray(encode_request(draw(st.one_of([MESSAGES[kind] for kind in REQUESTS.values()]))))
+        data = bytearray(encode_request(draw(st.one_of([MESSAGES[kind] for kind in REQUESTS.values()])), draw(windows)))
         data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
         return bytes(data)
     kind = draw(st.sampled_from(sorted(REQUESTS)))
-    fields = [field.name for field in dataclasses.fields(REQUESTS[kind])] or ["none"]
+    fields = [field.name for field in dataclasses.fields(REQUESTS[kind])] + ["window"]
     values = scalars | st.lists(scalars, max_size=3) | st.dictionaries(characters(4) | names, scalars, max_size=3)
     return msgpack.packb({"request": kind, **draw(st.dictionaries(st.sampled_from(fields), values))})
 
@@ -366,7 +402,7 @@ def nearly_requests(draw):
 @given(nearly_requests())
 def test_nearly_a_request_is_a_request_or_refused(data):
     try:
-        request = decode_request(data)
+        opening = decode_request(data)
     except MessageInvalid:
         return
-    assert decode_request(encode_request(request)) == request
+    assert decode_request(encode_request(*opening)) == opening

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pyinfra_agent_protocol._constants import QUEUE_MAX_BYTES, WINDOW_INITIAL_BYTES
+from pyinfra_agent_protocol._channel import Half
+from pyinfra_agent_protocol._constants import QUEUE_MAX_BYTES, WINDOW_INITIAL_BYTES, WINDOW_OPEN_BYTES
 from pyinfra_agent_protocol._errors import LocalProtocolError, ResumeInvalid
 from pyinfra_agent_protocol._events import (
     CancelReceived,
@@ -21,8 +22,8 @@ from pyinfra_agent_protocol._events import (
     SignalReceived,
     StreamEnded,
 )
-from pyinfra_agent_protocol._frames import FrameType
-from pyinfra_agent_protocol._messages import Exec, ExecResult, Refusal, Resize, Signal
+from pyinfra_agent_protocol._frames import FrameType, decode_counter
+from pyinfra_agent_protocol._messages import Exec, ExecResult, Put, Refusal, Resize, Signal, decode_request
 from pyinfra_agent_protocol._session import Session, Side
 from pyinfra_agent_protocol._window import Budget
 from tests.protocol.helpers import COMMAND, SUCCESS, Wire, content, frames, kinds, opened, reproducible
@@ -111,19 +112,82 @@ def test_credit_lost_with_its_link_is_restated():
     """A sender that was blocked on a lost CREDIT goes on."""
     wire = Wire()
     opened(wire)
-    wire.agent.send_data(1, bytes(2 * WINDOW_INITIAL_BYTES))
+    wire.agent.send_data(1, bytes(2 * WINDOW_OPEN_BYTES))
     _, events = wire.settle(consume=False)
     wire.connector.consume(1, len(content(events, 1)))
     assert FrameType.CREDIT in kinds(wire.write(Side.CONNECTOR))
     wire.cut()
     wire.resume()
-    assert len(content(wire.settle()[1], 1)) == WINDOW_INITIAL_BYTES
+    assert len(content(wire.settle()[1], 1)) == WINDOW_OPEN_BYTES
+
+
+def test_credit_is_not_restated_for_a_request_that_the_agent_may_not_have():
+    """It knows no such channel yet; the request, replayed, says the window itself."""
+    wire = Wire()
+    wire.connector.open(COMMAND)
+    first = wire.write(Side.CONNECTOR)
+    for _ in range(3):
+        wire.cut()
+        wire.connector.open(COMMAND)
+        wire.resume()
+        record = wire.write(Side.CONNECTOR)
+        assert FrameType.CREDIT not in kinds(record)
+        assert record.startswith(first)
+    assert wire.settle() == ([RequestReceived(number, COMMAND) for number in range(1, 5)], [])
+
+
+def test_replayed_request_keeps_the_window_that_it_said_first():
+    """Whatever became of the budget meanwhile: the frame is the same, and the connector still holds what it said."""
+    budget = Budget(WINDOW_OPEN_BYTES - WINDOW_INITIAL_BYTES)
+    wire = Wire(Session(Side.CONNECTOR, budget=budget))
+    opened(wire)
+    wire.connector.open(COMMAND)
+    (small,) = frames(wire.write(Side.CONNECTOR), FrameType.OPEN)
+    wire.agent.send_result(1, SUCCESS)
+    wire.write(Side.AGENT)
+    wire.cut(downward=1)
+    assert budget.reserved_bytes == 0
+    wire.connector.open(COMMAND)
+    wire.resume()
+    replayed, new = frames(wire.write(Side.CONNECTOR), FrameType.OPEN)
+    assert replayed == small
+    assert decode_request(replayed.body).window == WINDOW_INITIAL_BYTES
+    assert decode_request(new.body).window == WINDOW_OPEN_BYTES
+    wire.deliver(Side.CONNECTOR)
+    for channel in (2, 3):
+        wire.agent.send_data(channel, bytes(2 * WINDOW_OPEN_BYTES))
+    events = wire.settle(consume=False)[1]
+    assert [len(content(events, channel)) for channel in (2, 3)] == [WINDOW_INITIAL_BYTES, WINDOW_OPEN_BYTES]
+
+
+def test_window_that_the_agent_granted_at_once_is_restated_when_it_was_lost():
+    wire = Wire()
+    wire.connector.open(Put(b"f"))
+    wire.write(Side.CONNECTOR)
+    wire.deliver(Side.CONNECTOR)
+    assert FrameType.CREDIT in kinds(wire.write(Side.AGENT))
+    wire.cut()
+    wire.resume()
+    (credit,) = frames(wire.agent.next_record(), FrameType.CREDIT)
+    assert (credit.channel, decode_counter(credit)) == (1, WINDOW_OPEN_BYTES)
+
+
+def test_credit_above_what_the_request_said_is_restated_and_no_other():
+    wire = Wire()
+    for _ in range(2):
+        opened(wire)
+    wire.agent.send_data(1, bytes(WINDOW_OPEN_BYTES // 2))
+    wire.settle()
+    wire.cut()
+    wire.resume()
+    (credit,) = frames(wire.connector.next_record(), FrameType.CREDIT)
+    assert (credit.channel, decode_counter(credit)) == (1, WINDOW_OPEN_BYTES + WINDOW_OPEN_BYTES // 2)
 
 
 def test_blocked_lost_with_its_link_is_said_again():
     wire = Wire()
     opened(wire)
-    wire.agent.send_data(1, bytes(2 * WINDOW_INITIAL_BYTES))
+    wire.agent.send_data(1, bytes(2 * WINDOW_OPEN_BYTES))
     while wire.write(Side.AGENT):
         pass
     wire.cut(downward=1)
@@ -202,12 +266,7 @@ class Links(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.agent_budget = Budget(2 * 1024 * 1024)
-        self.connector_budget = Budget(1024 * 1024)
-        self.wire = Wire(
-            Session(Side.CONNECTOR, channels_max=4, budget=self.connector_budget),
-            Session(Side.AGENT, channels_max=4, budget=Budget(1024 * 1024, self.agent_budget)),
-        )
+        self.have_budgets(8, 8)
         self.linked = True
         self.requests = deque()
         self.controls = defaultdict(deque)
@@ -221,16 +280,26 @@ class Links(RuleBasedStateMachine):
         self.done = set()
         self.pongs = 0
 
+    def have_budgets(self, connector, agent):
+        """Make the two sessions, with budgets of so many initial windows."""
+        self.agent_budget = Budget(2 * agent * WINDOW_INITIAL_BYTES)
+        self.connector_budget = Budget(connector * WINDOW_INITIAL_BYTES)
+        self.wire = Wire(
+            Session(Side.CONNECTOR, channels_max=4, budget=self.connector_budget),
+            Session(Side.AGENT, channels_max=4, budget=Budget(agent * WINDOW_INITIAL_BYTES, self.agent_budget)),
+        )
+
     # what the two applications do
 
-    @initialize()
-    def first_request(self):
-        self.open()
+    @initialize(connector=st.sampled_from([0, 2, 8, 30]), agent=st.sampled_from([0, 2, 8]))
+    def first_request(self, connector, agent):
+        self.have_budgets(connector, agent)
+        self.open(stdin=True)
 
     @precondition(lambda self: self.wire.connector.can_open)
-    @rule()
-    def open(self):
-        request = Exec((b"run", b"%d" % len(self.finals)), stdin=True)
+    @rule(stdin=st.booleans())
+    def open(self, stdin):
+        request = Exec((b"run", b"%d" % len(self.finals)), stdin=stdin)
         channel = self.wire.connector.open(request)
         self.requests.append((channel, request))
 
@@ -374,6 +443,19 @@ class Links(RuleBasedStateMachine):
                 assert channel.queued_bytes == sum(len(body) for _, _, body in channel.queue)
                 assert channel.queued_bytes <= QUEUE_MAX_BYTES + 100
                 assert channel.send_window.available >= 0
+
+    @invariant()
+    def nobody_may_send_what_the_other_does_not_hold_room_for(self):
+        ends = (self.wire.connector, self.wire.agent)
+        for sender, receiver in (ends, ends[::-1]):
+            for number, channel in receiver._channels.items():
+                window = channel.receive_window
+                assert window.stated <= window.limit or channel.down is Half.CLOSED
+                if sender.is_open(number) and channel.down is not Half.CLOSED:
+                    assert sender._channels[number].send_window.limit <= window.limit
+        for session, budget in ((ends[0], self.connector_budget), (ends[1], self.agent_budget)):
+            grown = sum(channel.receive_window.size - WINDOW_INITIAL_BYTES for channel in session._channels.values())
+            assert grown == budget.reserved_bytes <= budget.total_bytes
 
     def teardown(self):
         """On a last link that holds, everything that was started completes and nothing is kept."""

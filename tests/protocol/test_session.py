@@ -7,13 +7,16 @@ import pytest
 from pyinfra_agent_protocol._constants import (
     ACK_EVERY_BYTES,
     ACK_EVERY_FRAMES,
+    ACK_IDLE_BYTES,
     CHANNEL_ID_MAX,
     DATA_BODY_BYTES,
     DATA_BODY_SHARED_BYTES,
     QUEUE_MAX_BYTES,
     RECORD_PLAINTEXT_MAX_BYTES,
     WINDOW_INITIAL_BYTES,
+    WINDOW_OPEN_BYTES,
 )
+from pyinfra_agent_protocol._digest import DIGEST_BYTES
 from pyinfra_agent_protocol._errors import (
     FrameInvalid,
     LocalProtocolError,
@@ -44,9 +47,11 @@ from pyinfra_agent_protocol._messages import (
     GetResult,
     Goodbye,
     Ping,
+    Put,
     Refusal,
     Resize,
     Signal,
+    decode_request,
     encode_request,
 )
 from pyinfra_agent_protocol._session import Session, Side
@@ -72,9 +77,9 @@ def test_connector_and_agent_exchange_a_request_its_streams_and_its_result(wire)
     request = Exec((b"cat",), stdin=True)
     channel = wire.connector.open(request)
     wire.connector.send_data(channel, b"in")
-    wire.connector.send_end(channel, size=2, digest=bytes(32))
+    wire.connector.send_end(channel, size=2, digest=bytes(DIGEST_BYTES))
     assert wire.settle() == (
-        [RequestReceived(1, request), DataReceived(1, 0, b"in"), StreamEnded(1, 2, bytes(32))],
+        [RequestReceived(1, request), DataReceived(1, 0, b"in"), StreamEnded(1, 2, bytes(DIGEST_BYTES))],
         [],
     )
     wire.agent.send_data(channel, b"out")
@@ -117,8 +122,8 @@ def test_connector_receives_a_refusal_and_the_channel_is_closed(wire):
 
 def test_result_is_read_as_the_type_that_belongs_to_the_request(wire):
     opened(wire, Get(b"f"))
-    wire.agent.send_result(1, GetResult(0, bytes(32)))
-    assert wire.settle() == ([], [ResultReceived(1, GetResult(0, bytes(32)))])
+    wire.agent.send_result(1, GetResult(0, bytes(DIGEST_BYTES)))
+    assert wire.settle() == ([], [ResultReceived(1, GetResult(0, bytes(DIGEST_BYTES)))])
     opened(wire, Get(b"f"))
     with pytest.raises(MessageInvalid, match="get-result: size is missing"):
         wire.connector.receive_record(frame(FrameType.RESULT, 2, SUCCESS.encode()))
@@ -516,13 +521,13 @@ def test_request_was_written_once_it_is_in_a_record(wire):
 def test_result_never_overtakes_data(wire):
     """A result waits behind DATA that has no credit."""
     opened(wire)
-    output = bytes(range(256)) * 1024
+    output = bytes(range(256)) * 8192
     wire.agent.send_data(1, output)
     wire.agent.send_result(1, SUCCESS)
     _, events = wire.settle(consume=False)
-    assert len(content(events, 1)) == WINDOW_INITIAL_BYTES
+    assert len(content(events, 1)) == WINDOW_OPEN_BYTES
     assert not any(isinstance(event, ResultReceived) for event in events)
-    wire.connector.consume(1, WINDOW_INITIAL_BYTES)
+    wire.connector.consume(1, WINDOW_OPEN_BYTES)
     _, more = wire.settle()
     assert content(events + more, 1) == output
     assert more[-1] == ResultReceived(1, SUCCESS)
@@ -590,18 +595,132 @@ def test_sendable_says_how_much_to_queue(wire):
 
 def test_data_is_cut_to_the_credit_and_blocked_is_said_once(wire):
     opened(wire)
-    wire.agent.send_data(1, bytes(WINDOW_INITIAL_BYTES + 1))
+    wire.agent.send_data(1, bytes(WINDOW_OPEN_BYTES + 1))
     records = []
     while wire.agent.has_data_to_send:
         records.append(wire.agent.next_record())
-    assert (
-        sum(len(entry.body) for record in records for entry in frames(record, FrameType.DATA)) == WINDOW_INITIAL_BYTES
-    )
+    assert sum(len(entry.body) for record in records for entry in frames(record, FrameType.DATA)) == WINDOW_OPEN_BYTES
     assert [decode_counter(entry) for record in records for entry in frames(record, FrameType.BLOCKED)] == [
-        WINDOW_INITIAL_BYTES
+        WINDOW_OPEN_BYTES
     ]
     wire.agent.send_data(1, b"more")
     assert not wire.agent.has_data_to_send
+
+
+def stated_window(record):
+    """Return what a record's OPEN says about the window."""
+    (opening,) = frames(record, FrameType.OPEN)
+    return decode_request(opening.body).window
+
+
+def test_connector_states_a_window_in_its_request_and_holds_it_open_at_once(wire):
+    """The agent sends all of it before it has heard anything more, and not a byte beyond."""
+    wire.connector.open(COMMAND)
+    assert stated_window(wire.write(Side.CONNECTOR)) == WINDOW_OPEN_BYTES
+    wire.deliver(Side.CONNECTOR)
+    wire.agent.send_data(1, bytes(WINDOW_OPEN_BYTES + 1))
+    while wire.write(Side.AGENT):
+        pass
+    events = [event for _ in tuple(wire.flying[Side.AGENT]) for event in wire.deliver(Side.AGENT)]
+    assert len(content(events, 1)) == WINDOW_OPEN_BYTES
+    with pytest.raises(WindowExceeded):
+        wire.connector.receive_record(frame(FrameType.DATA, 1, b"x"))
+
+
+@pytest.mark.parametrize(
+    ("budget", "window"),
+    [(0, 1), (1, 2), (2, 2), (3, 4), (6, 4), (7, 8)],
+    ids=lambda share: f"{share} initial windows",
+)
+def test_connector_states_as_large_a_window_as_its_budget_allows(budget, window):
+    """It doubles for as long as it can be paid for; without a budget the request says nothing of windows."""
+    wire = Wire(Session(Side.CONNECTOR, budget=Budget(budget * WINDOW_INITIAL_BYTES)))
+    wire.connector.open(COMMAND)
+    record = wire.write(Side.CONNECTOR)
+    assert stated_window(record) == window * WINDOW_INITIAL_BYTES
+    assert (b"window" in record) is (window > 1)
+
+
+def test_connector_takes_the_budget_of_a_window_back_when_the_request_is_over(wire):
+    budget = Budget(WINDOW_OPEN_BYTES - WINDOW_INITIAL_BYTES)
+    wire = Wire(Session(Side.CONNECTOR, budget=budget))
+    opened(wire)
+    assert budget.reserved_bytes == budget.total_bytes
+    wire.connector.open(COMMAND)
+    assert stated_window(wire.write(Side.CONNECTOR)) == WINDOW_INITIAL_BYTES
+    wire.agent.send_result(1, SUCCESS)
+    wire.settle()
+    assert budget.reserved_bytes == 0
+    wire.connector.open(COMMAND)
+    assert stated_window(wire.write(Side.CONNECTOR)) == WINDOW_OPEN_BYTES
+
+
+def test_session_tells_how_much_may_arrive_before_anything_was_read(wire):
+    opened(wire)
+    assert wire.connector.window_size(1) == WINDOW_OPEN_BYTES
+    assert wire.agent.window_size(1) == WINDOW_INITIAL_BYTES
+    assert wire.connector.window_size(9) == WINDOW_INITIAL_BYTES
+
+
+def test_request_that_does_not_fit_takes_no_budget():
+    budget = Budget(1 << 30)
+    session = Session(Side.CONNECTOR, budget=budget)
+    with pytest.raises(LocalProtocolError, match="a frame holds"):
+        session.open(Exec((bytes(70_000),)))
+    assert budget.reserved_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "request_made",
+    [Put(b"f"), Exec((b"cat",), stdin=True), Exec((b"sh",), script_index=0, script_size=1)],
+    ids=["put", "exec with standard input", "exec with a script"],
+)
+def test_agent_grants_more_as_soon_as_a_request_that_data_follows_arrives(wire, request_made):
+    wire.connector.open(request_made)
+    wire.agent.receive_record(wire.connector.next_record())
+    (credit,) = frames(wire.agent.next_record(), FrameType.CREDIT)
+    assert (credit.channel, decode_counter(credit)) == (1, WINDOW_OPEN_BYTES)
+    for _ in range(32):
+        wire.agent.receive_record(frame(FrameType.DATA, 1, bytes(WINDOW_OPEN_BYTES // 32)))
+    with pytest.raises(WindowExceeded):
+        wire.agent.receive_record(frame(FrameType.DATA, 1, b"x"))
+
+
+def test_agent_grants_nothing_where_no_data_follows(wire):
+    budget = Budget(1 << 30)
+    wire = Wire(agent=Session(Side.AGENT, budget=budget))
+    opened(wire)
+    assert not wire.agent.has_data_to_send
+    assert budget.reserved_bytes == 0
+
+
+def test_agent_without_budget_grants_the_initial_window_and_says_nothing():
+    wire = Wire(agent=Session(Side.AGENT, budget=Budget(WINDOW_INITIAL_BYTES - 1)))
+    opened(wire, Put(b"f"))
+    assert not wire.agent.has_data_to_send
+    wire.connector.send_data(1, bytes(WINDOW_INITIAL_BYTES + 1))
+    assert len(content(wire.settle(consume=False)[0], 1)) == WINDOW_INITIAL_BYTES
+
+
+@pytest.mark.parametrize("window", [0, WINDOW_INITIAL_BYTES - 1, -1])
+def test_agent_refuses_a_request_whose_window_is_out_of_bounds_and_the_session_lives_on(window):
+    """A window below the initial one would take back what the agent may already count on."""
+    wire = Wire()
+    wire.agent.receive_record(frame(FrameType.OPEN, 1, encode_request(COMMAND, window)))
+    (refused,) = frames(wire.agent.next_record(), FrameType.REFUSED)
+    assert Refusal.decode(refused.body).code == "bad-request"
+    assert "window is not" in Refusal.decode(refused.body).text
+    assert wire.agent.receive_record(frame(FrameType.OPEN, 2, encode_request(COMMAND))) == [RequestReceived(2, COMMAND)]
+
+
+def test_agent_sends_without_end_to_a_window_without_end(wire):
+    wire.agent.receive_record(frame(FrameType.OPEN, 1, encode_request(COMMAND, 2**64 - 1)))
+    wire.agent.send_data(1, bytes(12 * WINDOW_OPEN_BYTES))
+    sent = 0
+    while (record := wire.agent.next_record()) is not None:
+        assert FrameType.BLOCKED not in kinds(record)
+        sent += sum(len(entry.body) for entry in frames(record, FrameType.DATA))
+    assert sent == 12 * WINDOW_OPEN_BYTES
 
 
 def test_window_of_a_fast_reader_grows_and_everything_arrives(wire):
@@ -648,15 +767,27 @@ def test_receiver_acknowledges_after_so_many_frames(wire):
 
 
 def test_receiver_acknowledges_after_so_many_bytes(wire):
-    for _ in range(2):
-        opened(wire)
+    opened(wire, Put(b"f"))
     wire.agent.send_ping(0)
     wire.agent.next_record()
-    for channel in (1, 2):
+    piece = ACK_EVERY_BYTES // 20
+    for size in [piece] * 19:
+        wire.agent.receive_record(frame(FrameType.DATA, 1, bytes(size)))
         assert not wire.agent.has_data_to_send
-        for _ in range(4):
-            wire.agent.receive_record(frame(FrameType.DATA, channel, bytes(ACK_EVERY_BYTES // 8)))
+    wire.agent.receive_record(frame(FrameType.DATA, 1, bytes(ACK_EVERY_BYTES - 19 * piece)))
     assert kinds(wire.agent.next_record()) == [FrameType.ACK]
+
+
+@pytest.mark.parametrize("spared", [0, 1])
+def test_receiver_without_an_open_request_acknowledges_after_fewer_bytes(wire, spared):
+    """Or an idle session would make its peer keep the output of the last command for as long as it is idle."""
+    opened(wire)
+    wire.agent.send_data(1, bytes(ACK_IDLE_BYTES - len(SUCCESS.encode()) - spared))
+    wire.agent.send_result(1, SUCCESS)
+    while (record := wire.agent.next_record()) is not None:
+        assert not wire.connector.has_data_to_send
+        wire.connector.receive_record(record)
+    assert wire.connector.has_data_to_send is not bool(spared)
 
 
 def test_whatever_is_sent_acknowledges_as_well(wire):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyinfra_agent_protocol._constants import WINDOW_INITIAL_BYTES, WINDOW_MAX_BYTES
+from pyinfra_agent_protocol._constants import WINDOW_INITIAL_BYTES, WINDOW_MAX_BYTES, WINDOW_OPEN_BYTES
 from pyinfra_agent_protocol._errors import WindowExceeded
 from pyinfra_agent_protocol._window import Budget, ReceiveWindow, SendWindow
 from tests.protocol.helpers import reproducible
@@ -131,6 +131,39 @@ def test_receiver_without_budget_still_grants_what_it_had():
     assert window.size == WINDOW_INITIAL_BYTES
 
 
+@pytest.mark.parametrize(("budget", "size"), [(0, 1), (1, 2), (2, 2), (3, 4), (6, 4), (7, 8), (100, 8)])
+def test_receiver_widens_by_doubling_as_far_as_its_budget_goes(budget, size):
+    """A part that does not make a whole step is left to others."""
+    share = Budget(budget * WINDOW_INITIAL_BYTES)
+    window = ReceiveWindow(share)
+    assert window.widen(WINDOW_OPEN_BYTES) is (size > 1)
+    assert window.size == window.limit == size * WINDOW_INITIAL_BYTES
+    assert share.reserved_bytes == window.size - WINDOW_INITIAL_BYTES
+    window.close()
+    assert share.reserved_bytes == 0
+
+
+def test_receiver_that_was_widened_grants_again_at_half_and_grows_on():
+    budget = Budget(PLENTY)
+    window = ReceiveWindow(budget)
+    window.widen(WINDOW_OPEN_BYTES)
+    assert drained(window, WINDOW_OPEN_BYTES // 2 - 1) is None
+    assert drained(window, 1) == WINDOW_OPEN_BYTES // 2 + WINDOW_OPEN_BYTES
+    window.receive(window.limit - window.received)
+    window.receive_blocked(window.received)
+    assert window.consume(window.buffered) == window.consumed + 2 * WINDOW_OPEN_BYTES
+    assert budget.reserved_bytes == 2 * WINDOW_OPEN_BYTES - WINDOW_INITIAL_BYTES
+
+
+def test_receiver_that_was_widened_takes_no_blocked_below_its_limit_for_evidence():
+    """The sender said it before it had the CREDIT that is on its way."""
+    window = ReceiveWindow(Budget(PLENTY))
+    window.widen(WINDOW_OPEN_BYTES)
+    drained(window, WINDOW_INITIAL_BYTES)
+    assert window.receive_blocked(WINDOW_INITIAL_BYTES) is None
+    assert window.size == WINDOW_OPEN_BYTES
+
+
 def test_receiver_gives_its_growth_back_once():
     agent = Budget(PLENTY)
     session = Budget(PLENTY, agent)
@@ -166,12 +199,15 @@ OPERATIONS = st.lists(
 
 
 @reproducible(150)
-@given(OPERATIONS, st.integers(0, 6) | st.just(60), st.integers(0, 6) | st.just(60))
-def test_credit_is_never_negative_never_lost_and_never_exceeded(operations, session_share, agent_share):
+@given(OPERATIONS, st.integers(0, 6) | st.just(60), st.integers(0, 6) | st.just(60), st.booleans())
+def test_credit_is_never_negative_never_lost_and_never_exceeded(operations, session_share, agent_share, widened):
     """Whatever the order and however often credit is restated or lost, the two ends agree in the end."""
     agent_budget = Budget(agent_share * WINDOW_INITIAL_BYTES)
     budget = Budget(session_share * WINDOW_INITIAL_BYTES, agent_budget)
     sender, receiver = SendWindow(), ReceiveWindow(budget)
+    if widened:
+        receiver.widen(WINDOW_OPEN_BYTES)
+        sender.grant(receiver.limit)
     upward: list[tuple[str, int]] = []
     credits: list[int] = []
     blocked_arrived = False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
+import gevent
 from pyinfra import logger
 from pyinfra.api.exceptions import ConnectError, InventoryError
 from pyinfra.api.output import echo
@@ -19,7 +21,7 @@ from .._files import local_chunks, local_sink
 from .._identity import IdentityError, agent_home, load_or_create
 from .._known import UntrustedAgent
 from .._loopback import LoopbackAgent, start_loopback
-from .._names import BadAgentName, NameKind, parse_agent_name
+from .._names import BadAgentName, NameKind, parse_agent_name, pin_name
 from .._output import LazyCommandOutput, LinePrinter
 from .._stdin import stdin_source
 from .._transfers import read_route, write_route
@@ -44,6 +46,8 @@ _LOOPBACK_HOST: Final = "127.0.0.1"
 _SIGNAL_EXIT: Final = 128
 #: Of a command in an error's text.
 _SHOWN_CHARACTERS: Final = 120
+#: For the removal of pyinfra's askpass file on the way out.
+_REMOVAL_SECONDS: Final = 5.0
 
 
 class AgentData(TypedDict, total=False):
@@ -133,11 +137,16 @@ class AgentConnector(BaseConnector):
         try:
             self._client = self._make_client()
             self._client.connect()
-        except (AgentError, UntrustedAgent, IdentityError) as error:
+        except (AgentError, UntrustedAgent, IdentityError, BadAgentName) as error:
             self._close()
             raise ConnectError(str(error)) from error
+        except BaseException:
+            self._close()
+            raise
 
     def _make_client(self) -> AgentClient:
+        # Not a method: the connection holds it, and would keep this object, and so itself, alive.
+        notify = partial(_notify, self.host.print_prefix)
         seconds = {
             "connect_seconds": float(self.data["agent_connect_timeout"]),
             "resume_seconds": float(self.data["agent_resume_timeout"]),
@@ -151,14 +160,13 @@ class AgentConnector(BaseConnector):
                 agent.port,
                 identity=agent.identity,
                 check_key=key_checker(agent_home(), _LOOPBACK_HOST, agent.port, "strict", agent.key_line),
-                notify=self._notify,
+                notify=notify,
                 **seconds,
             )
+        pin_name(host, port)  # raises what the checker would raise in the middle of a handshake
         home = agent_home(self.data["agent_home"])
         check_key = key_checker(home, host, port, self.data["agent_trust"], self.data["agent_public_key"])
-        return AgentClient(
-            host, port, identity=load_or_create(home), check_key=check_key, notify=self._notify, **seconds
-        )
+        return AgentClient(host, port, identity=load_or_create(home), check_key=check_key, notify=notify, **seconds)
 
     def _is_loopback(self) -> bool:
         return self.host.name == "@agent/loopback" and not self.data["agent_host"]
@@ -166,14 +174,12 @@ class AgentConnector(BaseConnector):
     def _address(self) -> tuple[str, int]:
         return self.data["agent_host"] or "", self.data["agent_port"]
 
-    def _notify(self, text: str) -> None:
-        logger.warning(f"{self.host.print_prefix}{text}")
-
     @override
     def disconnect(self) -> None:
         # pyinfra removes its askpass file after this call, by a command: it has to happen before.
         if self._client is not None and self._client.is_connected:
-            remove_any_sudo_askpass_file(self.host)
+            with gevent.Timeout(_REMOVAL_SECONDS, False):
+                remove_any_sudo_askpass_file(self.host)
         self._close()
 
     def _close(self) -> None:
@@ -218,7 +224,8 @@ class AgentConnector(BaseConnector):
                 if printer is not None:
                     printer.feed(stream, data)
 
-            shown = invocation.masked if len(invocation.masked) <= _SHOWN_CHARACTERS else "the command"
+            masked = invocation.masked
+            shown = masked if len(masked) <= _SHOWN_CHARACTERS and masked.isprintable() else "the command"
             ended = client.run(
                 invocation.argv,
                 env=invocation.env,
@@ -278,6 +285,10 @@ class AgentConnector(BaseConnector):
         if print_output:
             echo(f"{self.host.print_prefix}file downloaded: {remote_filename}", err=True)
         return True
+
+
+def _notify(prefix: str, text: str) -> None:
+    logger.warning(f"{prefix}{text}")
 
 
 def exit_status(ended: ExecResult) -> int:

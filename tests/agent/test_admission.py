@@ -1,0 +1,92 @@
+"""The pool of those who have not proved who they are."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from pyinfra_agent._admission import Admission, source_of
+
+
+@pytest.mark.parametrize(
+    ("peer", "source"),
+    [
+        ("192.0.2.1:5000", "192.0.2.1"),
+        ("[2001:db8:1:2:3:4:5:6]:5000", "2001:db8:1:2::/64"),
+        ("[2001:db8:1:2::9]:1", "2001:db8:1:2::/64"),
+        ("[fe80::1%eth0]:5000", "fe80::/64"),
+        ("[::ffff:192.0.2.1]:5000", "192.0.2.1"),
+        ("somewhere", "somewhere"),
+    ],
+)
+def test_source_is_an_address_or_a_customers_network(peer, source):
+    assert source_of(peer) == source
+
+
+async def hold(admission, address, ended, task_status=trio.TASK_STATUS_IGNORED):
+    with admission.admit(address, 100) as scope:
+        task_status.started()
+        await trio.sleep_forever()
+    ended.append((address, scope.cancelled_caught))
+
+
+async def test_deadline_ends_a_handshake(autojump_clock):
+    with Admission(4).admit("192.0.2.1:1", 10) as scope:
+        await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert trio.current_time() == 10
+
+
+async def test_full_pool_lets_one_of_the_largest_source_go(nursery):
+    admission = Admission(4)
+    ended: list = []
+    for address in ("192.0.2.1:1", "192.0.2.1:2", "192.0.2.1:3", "198.51.100.1:1"):
+        await nursery.start(hold, admission, address, ended)
+    await nursery.start(hold, admission, "203.0.113.1:1", ended)
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(ended) == 1
+    assert ended[0][0].startswith("192.0.2.1:")
+    assert ended[0][1]
+
+
+async def test_one_source_is_one_source_from_every_port(nursery):
+    """Or a scanner would be as many sources as it has connections, and everybody's equal."""
+    admission = Admission(8)
+    ended: list = []
+    await nursery.start(hold, admission, "203.0.113.1:1", ended)
+    for port in range(200):
+        await nursery.start(hold, admission, f"192.0.2.1:{port}", ended)
+    await trio.testing.wait_all_tasks_blocked()
+    assert "203.0.113.1:1" not in dict(ended)
+    assert len(ended) == 193
+
+
+async def test_victim_is_chosen_at_random_and_may_be_the_newest(nursery):
+    """Or a newcomer would be pushed out within milliseconds by a scanner that opens thousands a second."""
+    admission = Admission(8)
+    ended: list = []
+    for port in range(400):
+        await nursery.start(hold, admission, f"192.0.2.1:{port}", ended)
+        await trio.testing.wait_all_tasks_blocked()
+    order = [int(peer.partition(":")[2]) for peer, _ in ended]
+    assert order != sorted(order)
+    assert len(order) == 392
+
+
+async def test_pool_that_is_not_full_refuses_nobody(nursery):
+    admission = Admission(8)
+    ended: list = []
+    for port in range(8):
+        await nursery.start(hold, admission, f"192.0.2.1:{port}", ended)
+    await trio.testing.wait_all_tasks_blocked()
+    assert ended == []
+
+
+async def test_whoever_has_finished_leaves_the_pool(nursery):
+    admission = Admission(1)
+    ended: list = []
+    with admission.admit("192.0.2.1:1", 10):
+        pass
+    await nursery.start(hold, admission, "192.0.2.1:2", ended)
+    await trio.testing.wait_all_tasks_blocked()
+    assert ended == []
