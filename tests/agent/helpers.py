@@ -246,6 +246,8 @@ class TestController:
             return
 
     def _take(self, plaintext: bytes) -> None:
+        if not self.protocol.is_attached:
+            return  # frozen a moment ago
         for event in self.protocol.receive_record(plaintext):
             if isinstance(event, GoodbyeReceived):
                 self.goodbyes.append(event.goodbye)

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from pyinfra_agent import _dispatch
+from pyinfra_agent._link import Link
 from pyinfra_agent._session import AgentSession
 from pyinfra_agent_protocol import CloseSession, Exec, Get, Info, InfoResult, Put, RequestRefused, Stat
 from pyinfra_agent_protocol._frames import FrameType, encode_header
@@ -103,8 +104,15 @@ async def test_failure_of_the_answer_itself_leaves_the_agent_alive(house, monkey
     assert "ValueError" in capsys.readouterr().err
 
 
-async def test_protocol_error_while_a_command_prints_costs_the_session_and_not_the_agent(house):
-    """The command goes on printing between the error and the end of its session."""
+async def test_protocol_error_while_a_command_prints_costs_the_session_and_not_the_agent(house, monkeypatch):
+    """The command goes on printing between the error and the end of its link, which may take a second."""
+    send_last = Link._send_last
+
+    async def send_last_slowly(self, error):
+        await trio.sleep(0.1)
+        await send_last(self, error)
+
+    monkeypatch.setattr(Link, "_send_last", send_last_slowly)
     bystander = await house.welcome()
     controller = await house.welcome()
     call = controller.start(sh("echo $$; exec yes"))

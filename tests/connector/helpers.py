@@ -368,8 +368,10 @@ class ServedAgent:
     def __init__(self, state_dir: Path, listen: str = f"{LOCALHOST}:0") -> None:
         self.state_dir = state_dir
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pyinfra_agent", "serve", "--no-announce", "--listen", listen]
-            + ["--state-dir", str(state_dir)],
+            [
+                *(sys.executable, "-m", "pyinfra_agent", "serve", "--no-announce"),
+                *("--listen", listen, "--state-dir", str(state_dir)),
+            ],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -8,7 +8,6 @@ import pytest
 from pyinfra_agent_connector._call import Call
 from pyinfra_agent_connector._errors import ConnectionLost
 from pyinfra_agent_protocol import Exec, ExecResult
-from pyinfra_agent_protocol._constants import WINDOW_INITIAL_BYTES
 from tests.connector.helpers import FakeAgent, client_of, until
 
 COMMAND = Exec(argv=(b"true",), stdin=True)
@@ -50,7 +49,7 @@ def test_call_that_is_not_read_holds_the_sender_back():
         with client._connection.call(COMMAND, "the command") as call:
             until(lambda: call._inbox)
             gevent.sleep(0.1)
-            assert sum(len(event.data) for event in call._inbox) <= WINDOW_INITIAL_BYTES
+            assert sum(len(event.data) for event in call._inbox) <= MEBIBYTE, "of four"
             total = 0
             while events := call.receive():
                 total += sum(len(event.data) for event in events)

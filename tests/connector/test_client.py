@@ -82,7 +82,7 @@ def test_client_cancels_a_command_whose_input_fails(client, error, tmp_path):
         until(pid.read_text)
         raise error
 
-    with pytest.raises(OSError, match="no more|Timeout"):
+    with pytest.raises(OSError, match=r"no more|Timeout"):
         client.run(["sh", "-c", f"echo $$ > {pid}; exec cat"], stdin=lines())
     until(lambda: not is_running(int(pid.read_text())))
     assert client.run(["true"]).exit == 0

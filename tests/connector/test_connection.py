@@ -123,7 +123,9 @@ def test_upload_goes_on_over_lost_links(far_client, proxy, tmp_path, after):
     """A link that breaks in the middle of a record costs nothing of an upload."""
     content = os.urandom(3_000_000)
     proxy.cut_after("up", proxy.up + after, proxy.up + after + 700_001)
-    result = far_client.put([content[start : start + 65536] for start in range(0, len(content), 65536)], tmp_path / "up")
+    result = far_client.put(
+        [content[start : start + 65536] for start in range(0, len(content), 65536)], tmp_path / "up"
+    )
     assert result.size == len(content)
     assert (tmp_path / "up").read_bytes() == content
     assert proxy.links == 3
@@ -198,9 +200,9 @@ def test_stale_answer_to_a_resume_says_who_has_it():
         conversation.open()
         conversation.request()
 
-    with FakeAgent(lose, lambda conversation: conversation.welcome("stale")) as fake:
-        with pytest.raises(ConnectionLost, match="another process has resumed"):
-            client_of(fake.port).run(["true"])
+    fake = FakeAgent(lose, lambda conversation: conversation.welcome("stale"))
+    with fake, pytest.raises(ConnectionLost, match="another process has resumed"):
+        client_of(fake.port).run(["true"])
 
 
 def test_resume_has_its_time(far_client, proxy, told):
@@ -256,9 +258,9 @@ def test_goodbye_is_the_reason_that_the_user_reads(told):
         session.send_goodbye("stopping", "the agent stops\n\x1b[2J")
         conversation.flush()
 
-    with FakeAgent(leave, lambda conversation: conversation.welcome("unknown")) as fake:
-        with pytest.raises(ConnectionLost):
-            client_of(fake.port, notify=told.append).run(["true"])
+    fake = FakeAgent(leave, lambda conversation: conversation.welcome("unknown"))
+    with fake, pytest.raises(ConnectionLost):
+        client_of(fake.port, notify=told.append).run(["true"])
     assert "(the agent stops??[2J)" in told[0]
 
 
@@ -475,7 +477,7 @@ def test_served_agent_lets_in_whom_it_is_told_to(tmp_path, identity):
             agent.kill()
             agent = ServedAgent(tmp_path / "state")
             proxy.retarget(agent.port)
-            with pytest.raises(ConnectionLost, match="no longer knows the session.*not known"):
+            with pytest.raises(ConnectionLost, match=r"no longer knows the session.*not known"):
                 job.get(timeout=10)
             assert client.run(["true"]).exit == 0
             client.close()

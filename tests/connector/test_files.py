@@ -54,7 +54,7 @@ def test_local_chunks_of_a_pipe():
 
 
 def test_local_chunks_that_cannot_be_read_are_os_errors(tmp_path):
-    """pyinfra handles nothing else from a connector."""
+    """Nothing else that a connector raises is handled by pyinfra."""
     closed = io.BytesIO(b"x")
     closed.close()
     for source in (closed, 7, io.StringIO("\ud800"), tmp_path / "missing", tmp_path):

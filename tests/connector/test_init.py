@@ -20,7 +20,7 @@ def test_entry_point_is_the_class_for_pyinfra_3():
 
 
 def test_entry_point_is_quick_the_second_time():
-    """pyinfra loads it for every name of an inventory: less than 50 microseconds, and no look at the versions."""
+    """It is loaded for every name of an inventory: in less than 50 microseconds, without a look at the versions."""
     program = """
 import timeit, pyinfra_agent_connector
 pyinfra_agent_connector.connector

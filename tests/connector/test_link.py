@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import gevent
 import pytest
@@ -12,7 +13,8 @@ from pyinfra_agent_connector._errors import NotAuthorized, Unreachable
 from pyinfra_agent_connector._known import UntrustedAgent
 from pyinfra_agent_connector._link import Endpoint, open_link
 from pyinfra_agent_protocol import ControllerPayload, ExecResult, NotAnAgent, Responder
-from pyinfra_agent_protocol.keys import KeyPair
+from pyinfra_agent_protocol._frames import FrameType, encode_header
+from pyinfra_agent_protocol.keys import KeyPair, format_public
 from tests.connector.helpers import (
     SECONDS,
     FakeAgent,
@@ -184,10 +186,8 @@ def test_link_sends_nothing_between_message_3_and_the_welcome():
 
     def wait_before_welcome(conversation):
         conversation.sock.settimeout(0.1)
-        try:
+        with suppress(TimeoutError):
             early.append(conversation.sock.recv(4096))
-        except TimeoutError:
-            pass
         conversation.sock.settimeout(None)
         conversation.open()
         request = conversation.request()
@@ -211,8 +211,6 @@ def test_link_denied_shows_the_line_to_type():
     identity = new_identity()
     with FakeAgent(lambda conversation: conversation.deny()) as agent, pytest.raises(NotAuthorized) as caught:
         client_of(agent.port, identity).connect()
-    from pyinfra_agent_protocol.keys import format_public
-
     line = format_public(identity.keypair.public, identity.comment)
     assert str(caught.value).endswith(f"pyinfra-agent authorize '{line}'")
 
@@ -251,11 +249,8 @@ def test_link_on_which_the_protocol_is_broken_ends_the_session():
     """A frame for a channel that was never opened is not resumed from."""
 
     def misbehave(conversation):
-        session = conversation.open()
+        conversation.open()
         conversation.request()
-        from pyinfra_agent_protocol._frames import FrameType, encode_header
-
-        assert session is not None
         frame = encode_header(FrameType.DATA, 0, 99, 1) + b"x"
         conversation.sock.sendall(conversation.transport.encrypt(frame))
         conversation.sock.recv(4096)
@@ -263,7 +258,7 @@ def test_link_on_which_the_protocol_is_broken_ends_the_session():
     told = []
     with FakeAgent(misbehave) as agent:
         client = client_of(agent.port, notify=told.append)
-        with pytest.raises(OSError, match="broke the protocol.*not known"):
+        with pytest.raises(OSError, match=r"broke the protocol.*not known"):
             client.run(["true"])
         assert agent.connections == 1
     assert told == []

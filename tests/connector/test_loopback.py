@@ -58,8 +58,9 @@ def test_loopback_stops_with_its_commands():
     assert agent._process.poll() is not None
     until(lambda: not is_running(int(output.stdout)))
     client._connection.drop()
-    with pytest.raises(OSError, match="dropped"):
+    with suppress(OSError):  # or its result, if the agent could still send it
         job.get(timeout=2)
+    assert job.ready()
 
 
 def test_loopback_without_trio_says_what_to_install(monkeypatch):

@@ -21,7 +21,7 @@ assert new == {"pyinfra_agent_connector"}, new
     run_python(program)
 
 
-DEPLOY_TEST = '''
+DEPLOY_TEST = """
 from io import StringIO
 from pyinfra.api.operation import add_op
 from pyinfra.api.operations import run_ops
@@ -44,7 +44,7 @@ def test_host_is_the_current_one(loopback_agent):
 
 def test_without_it():
     pass
-'''
+"""
 
 
 def test_plugin_gives_a_connected_host(tmp_path):

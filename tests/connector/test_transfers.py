@@ -89,7 +89,7 @@ def test_route_for_reading_begins_with_a_nonce_of_its_own(host):
 
 
 def test_route_by_su_with_a_password_keeps_it_out_of_argv(host):
-    """su reads the password from its standard input, so the content takes another descriptor."""
+    """There su reads the password from its standard input, so the content takes another descriptor."""
     host.connector_data["su_askpass_path__/tmp"] = "/tmp/askpass"
     route = write(host, _su_user="www", _su_password="s3cret")
     assert route.argv is not None

@@ -70,11 +70,17 @@ def everywhere(tmp_path_factory):
         lab.close()
 
 
-@pytest.mark.parametrize("patched", [True, False], ids=["patched", "not patched"])
 @pytest.mark.parametrize(
-    ("how", "status"),
-    [("disconnect", 0), ("no disconnect", 0), ("raise", 1), ("raise while a command runs", 1), ("interrupt", -2)],
-    ids=lambda value: value if isinstance(value, str) else None,
+    ("how", "status", "patched"),
+    [
+        ("disconnect", 0, True),
+        ("disconnect", 0, False),
+        ("no disconnect", 0, True),
+        ("raise", 1, False),
+        ("raise while a command runs", 1, True),
+        ("raise while a command runs", 1, False),
+        ("interrupt", -2, True),
+    ],
 )
 def test_library_with_twenty_hosts_runs_them_at_once_and_the_process_ends(how, status, patched, everywhere, tmp_path):
     if sys.platform != "linux":

@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from pyinfra_agent_connector._identity import load_or_create
-from pyinfra_agent_protocol import SESSION_ID_BYTES, ControllerPayload, Initiator
+from pyinfra_agent_protocol import SESSION_ID_BYTES, ControllerPayload, Exec, Initiator, Session, Side
 from pyinfra_agent_protocol.keys import KeyPair
 from tests.e2e.helpers import eventually
 
@@ -197,3 +197,31 @@ def test_agent_ends_the_link_of_a_welcomed_controller_that_sends_garbage(sealed,
         peer.sendall(transport.encrypt(os.urandom(500)) if sealed else os.urandom(70_000))
         rest_of(peer)
         agent.serves(controller)
+
+
+def test_agent_survives_a_welcomed_controller_that_breaks_the_protocol_while_it_is_being_written_to(lab):
+    """The writer waits for room that never comes, and the reader has a last word to say on the same socket."""
+    controller = lab.controller()
+    agent = lab.agent(controller)
+    started = lab.directory / "started"
+    peer, initiator = hello_of(agent, load_or_create(controller.home).keypair)
+    message, transport = initiator.finish(opening())
+    peer.sendall(message)
+    records = []
+    while not records:
+        records = transport.receive_data(peer.recv(65536))
+    session = Session(Side.CONNECTOR)
+    session.attach(0)
+    script = f"touch {started}.$1; exec head -c 50000000 /dev/zero"
+    for number in range(8):
+        session.open(Exec(argv=(b"sh", b"-c", script.encode(), b"sh", str(number).encode())))
+    while (record := session.next_record()) is not None:
+        peer.sendall(transport.encrypt(record))
+    eventually(lambda: len(list(lab.directory.glob("started.*"))) == 8, 10, "the start of the commands")
+
+    peer.sendall(transport.encrypt(b"\xff" * 500))
+
+    eventually(lambda: "protocol broken" in agent.log.read_text(), 5, "the end of the link")
+    peer.close()
+    agent.serves(controller)
+    assert "Traceback" not in agent.log.read_text()

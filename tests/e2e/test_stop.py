@@ -12,8 +12,7 @@ import pytest
 from tests.e2e.helpers import RESUME_SECONDS, RUN_SECONDS, eventually, finish
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_agent_told_to_stop_lets_a_running_command_end_and_takes_no_new_one(number, lab):
+def test_agent_told_to_stop_lets_a_running_command_end_and_takes_no_new_one(lab):
     controller = lab.controller()
     agent = lab.agent(controller)
     started, go = lab.directory / "started", lab.directory / "go"
@@ -24,7 +23,7 @@ def test_agent_told_to_stop_lets_a_running_command_end_and_takes_no_new_one(numb
     )
     eventually(started.exists, RUN_SECONDS, "the command's start")
 
-    agent.process.send_signal(number)
+    agent.process.send_signal(signal.SIGTERM)
     eventually(lambda: "stopping" in agent.log.read_text(), 5, "the agent's word that it stops")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(agent.address, timeout=2).close()
