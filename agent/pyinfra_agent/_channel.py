@@ -62,6 +62,7 @@ class RequestChannel:
         self._room = trio.lowlevel.ParkingLot()
         self._is_unwanted = False
         self._session_ended = False
+        self._on_cancel: Callable[[], None] | None = None
         self._listener: Callable[[SignalReceived | ResizeReceived], None] | None = None
         self._controls: deque[SignalReceived | ResizeReceived] = deque(maxlen=_CONTROLS_MAX)
 
@@ -115,6 +116,12 @@ class RequestChannel:
         while self._controls:
             listener(self._controls.popleft())
 
+    def when_cancelled(self, callback: Callable[[], None]) -> None:
+        """Call *callback* when the controller cancels the request or its session ends; at once if that was before."""
+        self._on_cancel = callback
+        if self.cancelled.is_set():
+            callback()
+
     # --- for the session ---
 
     def put_data(self, event: DataReceived) -> None:
@@ -138,7 +145,7 @@ class RequestChannel:
     def cancel(self) -> None:
         """Note that the controller no longer wants the request."""
         self._is_unwanted = True
-        self.cancelled.set()
+        self._note_cancelled()
         self._arrival.unpark_all()
 
     def note_room(self) -> None:
@@ -149,6 +156,12 @@ class RequestChannel:
     def end_session(self) -> None:
         """Let everybody who waits here know that it is in vain."""
         self._session_ended = True
-        self.cancelled.set()
+        self._note_cancelled()
         self._arrival.unpark_all()
         self._room.unpark_all()
+
+    def _note_cancelled(self) -> None:
+        if not self.cancelled.is_set():
+            self.cancelled.set()
+            if self._on_cancel is not None:
+                self._on_cancel()

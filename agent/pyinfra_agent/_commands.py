@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 from typing import TYPE_CHECKING, Final
@@ -77,21 +76,28 @@ class _Run:
         self._process = process
         self._request = request
         self._reason = "exited"
+        self._outputs = trio.CancelScope()
+        self._stderr_over = trio.Event()
+        self._is_over = False
 
     async def until_over(self, first_input: bytes) -> ExecResult:
-        process, channel = self._process, self._channel
-        channel.listen(self._control)
+        """Run to the end.  A plain command needs one task beside this one: a short one would wait for more."""
+        process, channel, request = self._process, self._channel, self._request
         try:
-            async with trio.open_nursery() as helpers:
-                if self._request.stdin:
-                    helpers.start_soon(self._feed, first_input)
-                helpers.start_soon(self._watch)
-                async with trio.open_nursery() as pumps:
-                    self._pumps = pumps.cancel_scope
-                    pumps.start_soon(self._pump, process.read_stdout, 0)
-                    pumps.start_soon(self._pump, process.read_stderr, 1)
-                    pumps.start_soon(process.wait)
-                helpers.cancel_scope.cancel()
+            async with trio.open_nursery() as self._nursery:
+                channel.listen(self._control)
+                channel.when_cancelled(self._on_cancel)
+                if request.stdin:
+                    self._nursery.start_soon(self._feed, first_input)
+                if request.timeout_ms is not None:
+                    self._nursery.start_soon(self._expire, request.timeout_ms / 1000)
+                self._nursery.start_soon(self._pump_stderr)
+                with self._outputs:
+                    await self._pump(process.read_stdout, 0)
+                    await self._stderr_over.wait()
+                    await process.wait()
+                self._is_over = True
+                self._nursery.cancel_scope.cancel()
             return self._result()
         finally:
             process.abandon()
@@ -127,20 +133,27 @@ class _Run:
         except RequestCancelled:
             return  # the process is being ended
 
-    async def _watch(self) -> None:
-        """End the process tree when its time is over or nobody wants it any more."""
-        seconds = self._request.timeout_ms / 1000 if self._request.timeout_ms is not None else math.inf
-        with trio.move_on_after(seconds):
-            await self._channel.cancelled.wait()
-            if self._channel.session_ended:
-                await trio.sleep_forever()  # lost, not cancelled: the command lives on for as long as it may
-            self._reason = "cancelled"
-        if self._reason != "cancelled":
-            self._reason = "timeout"
+    async def _pump_stderr(self) -> None:
+        await self._pump(self._process.read_stderr, 1)
+        self._stderr_over.set()
+
+    def _on_cancel(self) -> None:
+        # A lost session is not a cancelled one: its commands live on for as long as they may.
+        if not self._channel.session_ended and not self._is_over:
+            self._nursery.start_soon(self._end_tree, "cancelled")
+
+    async def _expire(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+        await self._end_tree("timeout")
+
+    async def _end_tree(self, reason: str) -> None:
+        if self._reason != "exited":
+            return
+        self._reason = reason
         await self._process.terminate_tree(self._context.settings.grace_seconds)
         # What the dying wrote is delivered; a survivor's open output or a full window must not keep us.
         await trio.sleep(self._context.settings.drain.quiet_seconds)
-        self._pumps.cancel()
+        self._outputs.cancel()
 
     def _control(self, event: SignalReceived | ResizeReceived) -> None:
         if isinstance(event, SignalReceived):

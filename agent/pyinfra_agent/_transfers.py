@@ -67,23 +67,10 @@ async def run_stat(context: Context, channel: RequestChannel, request: Stat) -> 
 
 async def _unless_cancelled(channel: RequestChannel, transfer: Callable[[], Awaitable[T]]) -> T:
     """Await *transfer*, or stop it when the controller no longer wants it: a transfer is never left half done."""
-    result: list[T] = []
-    refusals: list[RequestRefused] = []
-    async with trio.open_nursery() as nursery:
-
-        async def watch() -> None:
-            await channel.cancelled.wait()
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(watch)
-        try:
-            result.append(await transfer())
-        except RequestRefused as refusal:
-            refusals.append(refusal)  # raised outside: the nursery would put it into a group
-        nursery.cancel_scope.cancel()
-    if result:
-        return result[0]
-    raise refusals[0] if refusals else RequestRefused("cancelled", "the transfer was cancelled")
+    with trio.CancelScope() as scope:
+        channel.when_cancelled(scope.cancel)
+        return await transfer()
+    raise RequestRefused("cancelled", "the transfer was cancelled")
 
 
 async def _in_thread(call: Callable[[], T]) -> T:

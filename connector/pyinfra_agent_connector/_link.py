@@ -307,6 +307,9 @@ class Link:
                 if self._session.has_data_to_send:
                     self._work.set()
                 self._on_room()
+                # recv() lets nobody else run while there is something to read: an agent that never stops talking would
+                # stop every other host. Nor would sleep(0), of which gevent runs a thousand before it looks at a timer.
+                socket.wait_read(self._sock.fileno())
                 data = self._sock.recv(_READ_BYTES)
                 if not data:
                     self._lose("the agent closed the connection")

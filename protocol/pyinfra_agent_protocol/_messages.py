@@ -207,6 +207,9 @@ class Request(Message):
 
     RESULT: ClassVar[type[Result]]
 
+    #: True if the answer may carry DATA.
+    GIVES_DATA: ClassVar[bool] = False
+
     @property
     def takes_data(self) -> bool:
         """True if DATA follows the request."""
@@ -254,6 +257,7 @@ class Exec(Request):
 
     NAME: ClassVar[str] = "exec"
     RESULT: ClassVar[type[Result]] = ExecResult
+    GIVES_DATA: ClassVar[bool] = True
     argv: tuple[bytes, ...] = field(_ARGV)
     env: dict[bytes, bytes] | None = field(nullable(_VARIABLES), None)
     cwd: bytes | None = field(nullable(_PATH), None)
@@ -334,6 +338,7 @@ class Get(Request):
 
     NAME: ClassVar[str] = "get"
     RESULT: ClassVar[type[Result]] = GetResult
+    GIVES_DATA: ClassVar[bool] = True
     path: bytes = field(_PATH)
     argv: tuple[bytes, ...] | None = field(nullable(_ARGV), None)
     env: dict[bytes, bytes] | None = field(nullable(_VARIABLES), None)

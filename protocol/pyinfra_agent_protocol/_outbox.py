@@ -48,6 +48,7 @@ class Outbox:
         self._retained: deque[_Kept] = deque()
         self._replay: deque[_Kept] = deque()
         self._urgent: deque[_Kept] = deque()
+        self._unopened: set[int] = set()
         self._ready: dict[int, Channel] = {}
         self._ack: int | None = None
         self._credits: dict[int, int] = {}
@@ -94,6 +95,8 @@ class Outbox:
 
     def push_urgent(self, kind: FrameType, channel: int, body: bytes) -> None:
         """Send a numbered frame ahead of all DATA, in the order of these calls."""
+        if kind is FrameType.OPEN:
+            self._unopened.add(channel)
         self._urgent.append(_Kept(kind, channel, encode_header(kind, 0, channel, len(body)), body))
 
     def mark_ready(self, channel: Channel) -> None:
@@ -104,7 +107,7 @@ class Outbox:
 
     def is_waiting(self, channel: int) -> bool:
         """True while the frame that opens *channel* was not written to any link."""
-        return any(kept.kind is FrameType.OPEN and kept.channel == channel for kept in self._urgent)
+        return channel in self._unopened
 
     def forget(self, channel: int) -> None:
         """Drop what waits for a channel that is closed and was not yet numbered."""
@@ -177,6 +180,7 @@ class Outbox:
             kept = queue.popleft()
             if first_time:
                 self._keep(kept)
+                self._unopened.discard(kept.channel)
             parts += (kept.header, kept.body)
             room -= len(kept.body) + FRAME_HEADER_BYTES
         return room

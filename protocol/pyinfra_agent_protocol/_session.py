@@ -199,6 +199,7 @@ class Session:
         for channel in self._channels.values():
             channel.close()
         self._channels.clear()
+        self._outbox = Outbox()
 
     # --- receiving ---
 
@@ -278,7 +279,8 @@ class Session:
             raise LocalProtocolError(f"no more requests for now: {len(self._channels)} are open")
         number = self._last_channel + 1
         channel = Channel(number, self._budget)
-        channel.receive_window.widen(WINDOW_OPEN_BYTES)
+        if request.GIVES_DATA:
+            channel.receive_window.widen(WINDOW_OPEN_BYTES)
         channel.receive_window.stated = channel.receive_window.limit
         try:
             body = encode_request(request, channel.receive_window.limit)

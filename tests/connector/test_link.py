@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket as plain_socket
+import threading
 import time
 from contextlib import suppress
 
@@ -14,6 +17,7 @@ from pyinfra_agent_connector._known import UntrustedAgent
 from pyinfra_agent_connector._link import Endpoint, open_link
 from pyinfra_agent_protocol import ControllerPayload, ExecResult, NotAnAgent, Responder
 from pyinfra_agent_protocol._frames import FrameType, encode_header
+from pyinfra_agent_protocol._messages import Ping
 from pyinfra_agent_protocol.keys import KeyPair, format_public
 from tests.connector.helpers import (
     SECONDS,
@@ -360,3 +364,35 @@ def test_data_of_both_streams_arrives_in_order():
     assert ended.exit == 3
     assert [int(data.strip(b",")) for _, data in got] == list(range(100))
     assert {stream for stream, _ in got} == {"stdout", "stderr"}
+
+
+def test_link_that_is_flooded_leaves_the_others_their_turn():
+    """An agent that never stops talking does not stop the greenlets of other hosts, and is not kept in memory."""
+    stop = threading.Event()
+
+    def flood(conversation):
+        conversation.open()
+        body = Ping(1).encode()
+        pings = (encode_header(FrameType.PING, 0, 0, len(body)) + body) * 500
+        # From a thread, with a socket that waits: greenlets of this process would take turns with the reader.
+        plain = plain_socket.socket(fileno=os.dup(conversation.sock.fileno()))
+        with plain, suppress(OSError):
+            plain.settimeout(SECONDS)
+            gevent.get_hub().threadpool.apply(send, (plain, conversation.transport, pings))
+
+    def send(plain, transport, pings):
+        while not stop.is_set():
+            plain.sendall(transport.encrypt(pings))
+
+    with FakeAgent(flood) as agent:
+        client = client_of(agent.port)
+        client.connect()
+        try:
+            until(lambda: client._connection._link._has_heard)
+            began = time.monotonic()
+            for _ in range(3):
+                gevent.sleep(0.001)
+            assert time.monotonic() - began < 5
+        finally:
+            stop.set()
+            client._connection.drop()
