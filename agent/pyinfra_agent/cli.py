@@ -8,6 +8,7 @@ their entry points (group `pyinfra_agent.commands`), so that the agent never imp
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -52,6 +53,24 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _run(words)
+        # Now, and not at exit: a full disk has to be reported and cannot be then.
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads on (`| head`): no error of ours. What is still buffered must not be tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (StateError, KeyFormatError) as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"cannot write the output: {error.strerror}")
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if words else 2
@@ -61,14 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{_PROGRAM} {software_version()}")
         return 0
     name, rest = words[0], words[1:]
-    try:
-        if name in _COMMANDS:
-            return _COMMANDS[name](rest)
-        return _run_plugin(name, rest)
-    except (StateError, KeyFormatError) as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        return 130
+    if name in _COMMANDS:
+        return _COMMANDS[name](rest)
+    return _run_plugin(name, rest)
 
 
 def _fail(text: str, status: int = 1) -> int:

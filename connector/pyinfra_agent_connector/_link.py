@@ -56,6 +56,9 @@ _USER_TIMEOUT_MILLISECONDS: Final = 30_000
 #: Silence after which the agent is asked for a sign of life, idle and with a request outstanding.
 _KEEPALIVE_SECONDS: Final = (15.0, 5.0)
 _KEEPALIVE_MISSED: Final = 3
+#: How long a reader goes on before it lets others run, and for how long.
+_TURN_SECONDS: Final = 0.05
+_YIELD_SECONDS: Final = 0.000_1
 
 
 class _Closed(ConnectionError):
@@ -288,9 +291,12 @@ class Link:
         Both would count the same nonces on: the child must never encrypt on this link.
         """
         self._is_lost = True
+        # Replaced and not closed: gevent would close it when the child's loop runs, if ever, and libev aborts a process
+        # in which a greenlet still waits for a descriptor that is gone.
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         with contextlib.suppress(OSError):
-            # Now, not when gevent's loop next runs, as its close() does: the child may never run it.
-            monkey.get_original("os", "close")(self._sock.detach())
+            os.dup2(null, self._sock.fileno(), inheritable=False)
+        monkey.get_original("os", "close")(null)
 
     def _lose(self, reason: str, *, broken: bool = False) -> None:
         if not self._is_lost:
@@ -299,6 +305,7 @@ class Link:
 
     def _read(self) -> None:
         records, self._early = self._early, []
+        turn_ends = 0.0
         try:
             while True:
                 for record in records:
@@ -307,9 +314,11 @@ class Link:
                 if self._session.has_data_to_send:
                     self._work.set()
                 self._on_room()
-                # recv() lets nobody else run while there is something to read: an agent that never stops talking would
-                # stop every other host. Nor would sleep(0), of which gevent runs a thousand before it looks at a timer.
-                socket.wait_read(self._sock.fileno())
+                if time.monotonic() > turn_ends:
+                    # recv() lets nobody else run while there is something to read: an agent that never stops talking
+                    # would stop every other host. Not sleep(0): gevent may take a thousand before it looks at a timer.
+                    gevent.sleep(_YIELD_SECONDS)
+                    turn_ends = time.monotonic() + _TURN_SECONDS
                 data = self._sock.recv(_READ_BYTES)
                 if not data:
                     self._lose("the agent closed the connection")

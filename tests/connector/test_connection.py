@@ -445,6 +445,27 @@ def test_fork_leaves_the_link_to_the_parent(far_client, proxy):
     assert far_client.run(["true"]).exit == 0
 
 
+def test_fork_while_the_writer_waits_is_survived(client, tmp_path):
+    """A child that inherits a link in the middle of an upload lives, and neither breaks the other's."""
+    job = gevent.spawn(client.put, (bytes(65_280) for _ in range(400)), str(tmp_path / "file"))
+    until(lambda: client._connection._calls)
+    statuses = []
+    for _ in range(3):
+        gevent.sleep(0.005)
+        pid = gevent.os.fork()
+        if not pid:
+            code = 1
+            try:
+                with gevent.Timeout(5):
+                    gevent.sleep(0.01)
+                    code = 0 if client.run(["true"]).exit == 0 else 2
+            finally:
+                os._exit(code)
+        statuses.append(os.waitstatus_to_exitcode(gevent.os.waitpid(pid, 0)[1]))
+    assert statuses == [0, 0, 0]
+    assert job.get(timeout=5).size == 400 * 65_280
+
+
 def test_fork_during_a_handshake_lets_only_one_go_on(monkeypatch):
     """A process that finds itself forked between two messages sends no third."""
     with FakeAgent(serve_quietly) as fake:
