@@ -114,6 +114,8 @@ class Link:
         while True:
             try:
                 for plaintext in self._transport.receive_data(data):
+                    # Not each read: into a record of a corrupted length a peer's PONGs trickle for hours.
+                    self._heard_at = trio.current_time()
                     self.session.receive_record(plaintext)
             except RecordInvalid as error:
                 # Anybody in the network can inject bytes: they cost the link and never the session.
@@ -131,7 +133,6 @@ class Link:
             if not data:
                 self._end("closed by the controller")
                 return
-            self._heard_at = trio.current_time()
 
     async def _write(self) -> None:
         protocol = self.session.protocol

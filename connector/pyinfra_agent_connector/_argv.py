@@ -11,6 +11,7 @@ are part of the script that pyinfra builds (sudo would drop them otherwise) and 
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pyinfra.api import StringCommand
 from pyinfra.connectors.util import make_unix_command_for_host
+
+from ._errors import AgentError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,6 +32,7 @@ __all__ = ["Invocation", "build_invocation", "plain_words"]
 _SU_PASSWORD: Final = "PYINFRA_SU_PASSWORD"
 _ASKPASS_VARIABLES: Final = ("SUDO_ASKPASS", "PYINFRA_SUDO_PASSWORD", _SU_PASSWORD)
 _DEFAULT_SHELL: Final = "sh"
+_ARGUMENT_MAX_BYTES: Final = 128 * 1024 - 1  # Linux's MAX_ARG_STRLEN, which counts the terminating NUL
 
 # A command that a shell only splits and unquotes (POSIX.1-2017, XCU 2.2). No alternative can start where another does
 # and none repeats inside, so a failed match costs linear time.
@@ -84,16 +88,17 @@ def build_invocation(state: State, host: Host, command: StringCommand, arguments
 
     Raises:
         PyinfraError: the askpass script could not be made.
+        AgentError: the command is to run as another user and is too long for that.
     """
     arguments = dict(arguments)
     whole = make_unix_command_for_host(state, host, command, **arguments)
     masked = str(whole)
     if arguments.get("_su_user"):
-        return _invocation_of_su(whole, masked)
+        return _checked_length(_invocation_of_su(whole, masked))
     if any(arguments.get(key) for key in ("_sudo", "_doas", "_dzdo")):
         env, bits = _take_assignments(whole.bits)
         raw = _raw(bits)
-        return Invocation(plain_words(raw) or [_DEFAULT_SHELL, "-c", raw], env, masked)
+        return _checked_length(Invocation(plain_words(raw) or [_DEFAULT_SHELL, "-c", raw], env, masked))
     # The shell as pyinfra reads it: absent or no string means sh, None means that there is none.
     shell = arguments.get("_shell_executable", _DEFAULT_SHELL)
     if shell is not None:
@@ -102,6 +107,17 @@ def build_invocation(state: State, host: Host, command: StringCommand, arguments
             script = make_unix_command_for_host(state, host, command, **{**arguments, "_shell_executable": None})
             return Invocation([*words, "-c", script.get_raw_value()], {}, masked)
     return Invocation([_DEFAULT_SHELL, "-c", whole.get_raw_value()], {}, masked)
+
+
+def _checked_length(invocation: Invocation) -> Invocation:
+    """Refuse what cannot reach another user: sudo and su hand on arguments only, and no open descriptors."""
+    longest = max(len(os.fsencode(word)) for word in invocation.argv)
+    if longest > _ARGUMENT_MAX_BYTES:
+        raise AgentError(
+            f"a command of {longest} bytes cannot run as another user, where {_ARGUMENT_MAX_BYTES} are possible:"
+            " upload the script with files.put and run that"
+        )
+    return invocation
 
 
 def plain_words(raw: str) -> list[str] | None:

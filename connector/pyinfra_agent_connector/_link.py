@@ -192,7 +192,10 @@ def _explaining(endpoint: Endpoint, seconds: float) -> Any:  # noqa: ANN401 - a 
             f"{endpoint} closed the connection {error}: is agent_port right, and is the agent up?"
         ) from error
     except OSError as error:
-        raise Unreachable(f"{endpoint} broke the connection during the handshake: {error.strerror or error}") from error
+        raise Unreachable(
+            f"{endpoint} broke the connection during the handshake ({error.strerror or error}): is agent_port right,"
+            " and is the agent up?"
+        ) from error
 
 
 def _shake_hands(
@@ -323,8 +326,9 @@ class Link:
                 if not data:
                     self._lose("the agent closed the connection")
                     return
-                self._has_heard = True
-                records = self._transport.receive_data(data)
+                # Whole records alone are signs of life: into one of a corrupted length an agent's PONGs trickle for hours.
+                if records := self._transport.receive_data(data):
+                    self._has_heard = True
         except RecordInvalid as error:
             self._lose(f"a record was refused: {error}")
         except RemoteProtocolError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pyinfra_agent_protocol.keys import format_public, format_secret
 
@@ -15,11 +15,18 @@ if TYPE_CHECKING:
 __all__ = ["identity", "loopback"]
 
 
+class _Parser(argparse.ArgumentParser):
+    """One line for a mistake, as the agent's own subcommands give."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
 def identity(argv: Sequence[str]) -> int:
     """Print this controller's key line, making the key at first use."""
     from ._identity import IdentityError, agent_home, load_or_create
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="pyinfra-agent identity",
         description="Print this controller's key line for `pyinfra-agent authorize`, making the key at first use.",
     )
@@ -46,7 +53,7 @@ def loopback(argv: Sequence[str]) -> int:
     from ._identity import IDENTITY_FILE
     from ._loopback import start_loopback
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="pyinfra-agent loopback",
         description="Run a private agent on 127.0.0.1 until Ctrl-C, and print how to reach it from another terminal.",
     )

@@ -19,6 +19,7 @@ from pyinfra.api import HiddenValue, QuoteString, StringCommand
 from pyinfra.connectors.util import make_unix_command_for_host
 
 from pyinfra_agent_connector._argv import Invocation, build_invocation, plain_words
+from pyinfra_agent_connector._errors import AgentError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -357,3 +358,13 @@ def make_askpass(directory: Path, variable: str) -> tuple[Path, Path]:
     askpass.write_text(f"#!/bin/sh\nprintf '%s\\n' \"${variable}\" | tee -a {shlex.quote(str(seen))}\n")
     askpass.chmod(0o755)
     return askpass, seen
+
+
+@pytest.mark.parametrize("arguments", [{"_sudo": True}, {"_su_user": "nobody"}])
+def test_command_too_long_for_another_user_is_refused_with_what_to_do(arguments):
+    with pytest.raises(AgentError, match=r"^a command of \d+ bytes cannot run as another user.*files\.put"):
+        build("x" * 140_000, **arguments)
+
+
+def test_long_command_without_another_user_is_left_to_the_agent():
+    assert build("x" * 140_000).argv == ["sh", "-c", "x" * 140_000]
