@@ -73,11 +73,16 @@ class RequestChannel:
         """True when the controller did not cancel: it is gone."""
         return self._session_ended and not self._is_unwanted
 
+    @property
+    def is_drained(self) -> bool:
+        """True when everything that arrived was received; with `ended`, everything that ever will."""
+        return not self._inbox
+
     async def receive(self, worth_bytes: int = 1) -> list[bytes]:
-        """Return all data that has arrived, at least one chunk; an empty list after the end.
+        """Return data that has arrived, at least one chunk; an empty list after the end.
 
         With *worth_bytes* it waits until so much is there (or half a window, or all), for a reader to whom
-        each call is expensive.
+        each call is expensive.  It returns little more than that at once, for a reader that takes a copy.
 
         Raises:
             SessionEnded: the session is over and the end of the data will never come.
@@ -92,10 +97,13 @@ class RequestChannel:
             if self.cancelled.is_set():
                 raise RequestCancelled
             await self._arrival.park()
-        chunks = list(self._inbox)
-        self._inbox.clear()
-        self._protocol.consume(self.number, self._inbox_bytes)
-        self._inbox_bytes = 0
+        chunks: list[bytes] = []
+        count = 0
+        while self._inbox and count < max(worth_bytes, DATA_BODY_BYTES):
+            chunks.append(self._inbox.popleft())
+            count += len(chunks[-1])
+        self._inbox_bytes -= count
+        self._protocol.consume(self.number, count)
         self._wake_writer()
         return chunks
 

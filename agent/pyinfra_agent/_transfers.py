@@ -104,7 +104,8 @@ async def _put(context: Context, channel: RequestChannel, request: Put) -> PutRe
     try:
         while True:
             chunks = await channel.receive(_BLOCK_BYTES)
-            done = await _in_thread(partial(write, chunks, channel.ended))
+            ended = channel.ended if channel.is_drained else None
+            done = await _in_thread(partial(write, chunks, ended))
             if done is not None:
                 return PutResult(done.size, done.created, done.in_place)
     except BaseException:
