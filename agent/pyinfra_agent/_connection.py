@@ -81,6 +81,7 @@ class ConnectionServer:
             self._sessions.drop(link.session)
             raise
         self._sessions.lose(link.session)
+        await link.let_go()
 
     async def _admit(self, stream: trio.abc.HalfCloseableStream, peer: str) -> Link | None:
         """Shake hands and decide, all before one deadline; a refusal is sent here, a welcome by the link."""

@@ -61,6 +61,7 @@ class Link:
         self._written = trio.lowlevel.ParkingLot()
         self._heard_at = trio.current_time()
         self._reason = "closed"
+        self._said_last_word = False
         session.link = self
 
     async def run(self) -> None:
@@ -91,7 +92,20 @@ class Link:
         with trio.move_on_after(_GOODBYE_SECONDS):
             while self.session.protocol.has_data_to_send and not self._finished.is_set():
                 await self._written.park()
+            self._said_last_word = True
         self._end(code)
+
+    async def let_go(self) -> None:
+        """See to it that a last word arrives: a socket closed over unread bytes is reset, which destroys it."""
+        if not self._said_last_word:
+            return
+        with trio.move_on_after(_GOODBYE_SECONDS):
+            try:
+                await self.stream.send_eof()
+                while await self.stream.receive_some(_READ_BYTES):
+                    pass
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
 
     def _end(self, reason: str) -> None:
         if not self._scope.cancel_called:
@@ -153,6 +167,7 @@ class Link:
                     if size >= _WRITE_BYTES:
                         await self._wait_writable()
                 if self.session.is_closing:
+                    self._said_last_word = True
                     self._end("closed")
         except (trio.BrokenResourceError, LocalProtocolError) as error:
             self._end(f"connection broken: {error.__cause__ or error}")
@@ -189,5 +204,6 @@ class Link:
         with trio.move_on_after(_GOODBYE_SECONDS):
             try:
                 await self.stream.send_all(self._transport.encrypt(encode_goodbye(code, str(error))))
+                self._said_last_word = True
             except (trio.BrokenResourceError, trio.BusyResourceError):
                 return

@@ -2,14 +2,19 @@
 
 Output of commands and secrets never get here.  Whatever a peer chose is shown with its control
 characters escaped, so that nobody can write lines of his own into the log.
+
+A reader of the log that has stopped must not stop the agent: while stderr takes nothing, lines are
+dropped, and counted in the next one that gets through.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import sys
 import traceback
 from datetime import datetime, timezone
+from typing import Final
 
 __all__ = ["be_quiet", "describe_failure", "log", "shown"]
 
@@ -17,7 +22,11 @@ __all__ = ["be_quiet", "describe_failure", "log", "shown"]
 _WITH_TIME = "JOURNAL_STREAM" not in os.environ
 
 
+#: A pipe that poll calls writable takes as much without waiting (PIPE_BUF, pipe(7)).
+_LINE_MAX_BYTES: Final = 4096
+
 _quiet = False
+_dropped = 0
 
 
 def be_quiet() -> None:
@@ -52,12 +61,34 @@ def log(event: str, **facts: object) -> None:
     """Write one line about *event*; facts that are None are left out."""
     if _quiet or sys.stderr is None:  # None: started with descriptor 2 closed
         return
+    global _dropped
     words = [event.replace(" ", "-"), *(f"{name}={shown(value)}" for name, value in facts.items() if value is not None)]
-    if _WITH_TIME:
-        words.insert(0, datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"))
     try:
-        sys.stderr.write(" ".join(words) + "\n")
+        if not _takes_a_line():
+            _dropped += 1
+            return
+        if _dropped:
+            words.append(f"dropped={_dropped}")
+        sys.stderr.write(_line(words))
         sys.stderr.flush()
+        _dropped = 0
     except OSError:
         # A log that cannot be written (disk full, reader gone) must not take the agent down.
         return
+
+
+def _line(words: list[str]) -> str:
+    if _WITH_TIME:
+        words.insert(0, datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"))
+    line = " ".join(words).encode("utf-8", "backslashreplace")[: _LINE_MAX_BYTES - 1]
+    return line.decode("utf-8", "ignore") + "\n"
+
+
+def _takes_a_line() -> bool:
+    try:
+        descriptor = sys.stderr.fileno()
+    except OSError:  # no file: io.UnsupportedOperation, as under pytest
+        return True
+    ready = select.poll()
+    ready.register(descriptor, select.POLLOUT)
+    return bool(ready.poll(0))

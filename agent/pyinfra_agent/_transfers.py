@@ -117,7 +117,7 @@ async def _put(context: Context, channel: RequestChannel, request: Put) -> PutRe
 
 def _announced(ended: StreamEnded | None) -> tuple[int, bytes]:
     if ended is None or ended.size is None or ended.digest is None:
-        raise RequestRefused("bad-request", "put: the end of the data says neither size nor digest")
+        raise RequestRefused("bad-request", "put: the end of the data lacks its size or its digest")
     return ended.size, ended.digest
 
 

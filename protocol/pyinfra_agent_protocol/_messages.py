@@ -433,6 +433,8 @@ def decode_request(data: bytes) -> Opening:
     """
     fields = decode_map(data)
     name = fields.get("request")
+    if name is None:
+        raise MessageInvalid("an OPEN without a request")
     kind = REQUESTS.get(name) if type(name) is str else None
     if kind is None:
         raise MessageInvalid(f"request {str(name)[:64]!r} is unknown to this version")

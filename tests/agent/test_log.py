@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -96,3 +98,38 @@ def test_failure_in_a_group_is_the_first_one_in_it():
         exceptions = (KeyError("hunter2"),)
 
     assert describe_failure(Group()) == "KeyError"
+
+
+def test_reader_that_has_stopped_loses_lines_and_holds_nobody_up():
+    """What a full pipe could not take is counted in the first line that it takes again."""
+    program = (
+        "import os, sys\n"
+        "from pyinfra_agent._log import log\n"
+        "for number in range(5000): log('busy', number=number)\n"
+        "print('done', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "log('free')\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "done\n"  # nobody has read stderr so far
+        os.set_blocking(process.stderr.fileno(), False)
+        lines = []
+        while line := process.stderr.readline():
+            lines.append(line)
+        process.stdin.write("\n")
+        process.stdin.close()
+        os.set_blocking(process.stderr.fileno(), True)
+        last = process.stderr.readlines()
+    assert len(lines) < 5000
+    assert last[-1].endswith(f"free dropped={5000 - len(lines)}\n")
+
+
+def test_line_is_cut_at_what_a_pipe_takes_at_once(capfd):
+    log("long", text="x" * 100_000)
+    assert len(capfd.readouterr().err) == 4096
