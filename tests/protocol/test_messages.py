@@ -354,7 +354,7 @@ def test_request_tells_whether_data_follows_it(request_made, takes_data):
         ({"request": ["exec"]}, "is unknown"),
         ({"request": b"exec"}, "is unknown"),
         ({"request": "exec-result", "exit": 0}, "is unknown"),
-        ({}, "request 'None' is unknown"),
+        ({}, "an OPEN without a request"),
     ],
 )
 def test_unknown_request_is_refused_by_name(fields, reason):
