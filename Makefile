@@ -9,10 +9,10 @@ BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint soak fuzz bench bench-full clean
 
 help: ## say what the targets do
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: $(INSTALLED) ## run examples/site.py twice through @agent/loopback; the second run must change nothing
 	@directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && cd "$$directory" && \
@@ -28,7 +28,8 @@ demo: $(INSTALLED) ## run examples/site.py twice through @agent/loopback; the se
 # because pytest otherwise sweeps directories that all its runs of one user share, and two at once trip over each other.
 test: $(INSTALLED) ## run every test
 	@directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && \
-	for tests in tests/protocol tests/agent tests/connector tests/test_packaging.py tests/e2e; do \
+	for tests in tests/protocol tests/agent tests/connector tests/test_*.py tests/stranger tests/fuzz tests/e2e tests/faults \
+	    tests/network; do \
 	    '$(BIN)/pytest' --basetemp="$$directory/pytest" "$$tests" || exit; \
 	done
 
@@ -38,8 +39,19 @@ lint: $(INSTALLED) ## check style, formatting, types and who imports whom
 	@'$(BIN)/mypy'
 	@'$(BIN)/lint-imports'
 
+soak: $(INSTALLED) ## the long forms of the fault and network tests, about an hour
+	@PYINFRA_AGENT_SOAK=1 '$(BIN)/pytest' tests/faults
+	@PYINFRA_AGENT_SOAK=1 '$(BIN)/pytest' tests/network
+
+FUZZ_SECONDS ?= 600
+fuzz: $(INSTALLED) ## look for inputs that the protocol does not survive; FUZZ_SECONDS=600
+	@'$(BIN)/python' tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
+
 bench: $(INSTALLED) ## measure against SSH, the short form
 	@'$(BIN)/python' bench/run.py
+
+bench-full: $(INSTALLED) ## the long form: more samples, and files of 1 GiB
+	@'$(BIN)/python' bench/run.py --full
 
 clean: ## remove .venv and what the tools left behind
 	rm -rf .venv dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
