@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RequestCancelled", "RequestChannel", "SessionEnded"]
 
-_CONTROLS_MAX: Final = 16
+#: Stands for a size where signals stand for themselves: there is no signal 0.
+_SIZE: Final = 0
 
 
 class SessionEnded(RequestRefused):
@@ -64,7 +65,8 @@ class RequestChannel:
         self._session_ended = False
         self._on_cancel: Callable[[], None] | None = None
         self._listener: Callable[[SignalReceived | ResizeReceived], None] | None = None
-        self._controls: deque[SignalReceived | ResizeReceived] = deque(maxlen=_CONTROLS_MAX)
+        # What came before the command: each signal once, and the last size.
+        self._controls: dict[int, SignalReceived | ResizeReceived] = {}
 
     # --- for the handler ---
 
@@ -121,8 +123,9 @@ class RequestChannel:
     def listen(self, listener: Callable[[SignalReceived | ResizeReceived], None]) -> None:
         """Call *listener* with each signal and new size, those that came before it included."""
         self._listener = listener
-        while self._controls:
-            listener(self._controls.popleft())
+        controls, self._controls = self._controls, {}
+        for event in controls.values():
+            listener(event)
 
     def when_cancelled(self, callback: Callable[[], None]) -> None:
         """Call *callback* when the controller cancels the request or its session ends; at once if that was before."""
@@ -148,7 +151,7 @@ class RequestChannel:
         if self._listener is not None:
             self._listener(event)
         else:
-            self._controls.append(event)
+            self._controls[event.signal.signal if isinstance(event, SignalReceived) else _SIZE] = event
 
     def cancel(self) -> None:
         """Note that the controller no longer wants the request."""

@@ -42,7 +42,10 @@ def start_command(context: Context, command: Command) -> Process:
 
 async def run_exec(context: Context, channel: RequestChannel, request: Exec) -> ExecResult:
     """Run a command until it is over, timed out or cancelled, and say how it ended."""
-    environment = context.settings.environment() | (request.env or {})
+    environment = context.settings.environment()
+    # Before the request's variables count: they are the command's, and must not move where it starts.
+    directory = context.settings.directory(environment)
+    environment |= request.env or {}
     argv = list(request.argv)
     held: list[int] = []
     first_input = b""
@@ -55,7 +58,7 @@ async def run_exec(context: Context, channel: RequestChannel, request: Exec) -> 
             Command(
                 argv=argv,
                 env=environment,
-                cwd=request.cwd or context.settings.directory(environment),
+                cwd=os.path.join(directory, request.cwd or b""),
                 stdin=Stdin.PIPE if request.stdin else Stdin.NONE,
                 pty=PtySize(request.pty.rows, request.pty.columns, request.pty.term) if request.pty else None,
                 descriptors=held,

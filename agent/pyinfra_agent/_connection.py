@@ -75,13 +75,16 @@ class ConnectionServer:
 
     async def _carry(self, link: Link) -> None:
         try:
-            await link.run()
-        except Exception:
-            # The record that was being read may have been half done: nothing can be resumed from that.
-            self._sessions.drop(link.session)
-            raise
-        self._sessions.lose(link.session)
-        await link.let_go()
+            try:
+                await link.run()
+            except Exception:
+                # The record that was being read may have been half done: nothing can be resumed from that.
+                self._sessions.drop(link.session)
+                raise
+            self._sessions.lose(link.session)
+            await link.let_go()
+        finally:
+            link.gone.set()
 
     async def _admit(self, stream: trio.abc.HalfCloseableStream, peer: str) -> Link | None:
         """Shake hands and decide, all before one deadline; a refusal is sent here, a welcome by the link."""

@@ -34,6 +34,9 @@ _READ_BYTES: Final = 256 * 1024
 #: Records are joined up to here before they are written: fewer system calls, and latency stays small.
 _WRITE_BYTES: Final = 128 * 1024
 _GOODBYE_SECONDS: Final = 1.0
+#: Part of a record is a sign of life too, as on a slow link, but no less than this: into a record whose length was
+#: corrupted PONGs trickle for hours.
+_ALIVE_BYTES: Final = 512
 
 
 class Link:
@@ -62,6 +65,8 @@ class Link:
         self._heard_at = trio.current_time()
         self._reason = "closed"
         self._said_last_word = False
+        #: Set when the connection is about to be closed.
+        self.gone = trio.Event()
         session.link = self
 
     async def run(self) -> None:
@@ -94,6 +99,7 @@ class Link:
                 await self._written.park()
             self._said_last_word = True
         self._end(code)
+        await self.gone.wait()
 
     async def let_go(self) -> None:
         """See to it that a last word arrives: a socket closed over unread bytes is reset, which destroys it."""
@@ -127,9 +133,10 @@ class Link:
         data = b""  # what came along with handshake message 3 is already in the transport
         while True:
             try:
-                for plaintext in self._transport.receive_data(data):
-                    # Not each read: into a record of a corrupted length a peer's PONGs trickle for hours.
+                records = self._transport.receive_data(data)
+                if records or len(data) >= _ALIVE_BYTES:
                     self._heard_at = trio.current_time()
+                for plaintext in records:
                     self.session.receive_record(plaintext)
             except RecordInvalid as error:
                 # Anybody in the network can inject bytes: they cost the link and never the session.

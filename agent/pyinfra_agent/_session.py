@@ -99,7 +99,7 @@ class AgentSession:
 
     def _finish(self, channel: RequestChannel, send: Callable[[], None]) -> None:
         self._channels.pop(channel.number, None)
-        if not self.is_over:
+        if not self.is_over and not channel.session_ended:
             send()
             self.wake_writer()
 

@@ -218,9 +218,10 @@ async def _get_as_other(context: Context, channel: RequestChannel, request: Get)
 
 
 def _start_helper(context: Context, request: Put | Get, stdin: int | Stdin) -> Process:
-    environment = context.settings.environment() | (request.env or {})
     assert request.argv is not None
+    environment = context.settings.environment()
     directory = context.settings.directory(environment)
+    environment |= request.env or {}
     return start_command(context, Command(argv=request.argv, env=environment, cwd=directory, stdin=stdin))
 
 

@@ -23,6 +23,7 @@ from gevent.monkey import get_original
 
 from pyinfra_agent_protocol import (
     AgentHello,
+    AgentPayload,
     ControllerPayload,
     Initiator,
     NotAnAgent,
@@ -56,6 +57,9 @@ _USER_TIMEOUT_MILLISECONDS: Final = 30_000
 #: Silence after which the agent is asked for a sign of life, idle and with a request outstanding.
 _KEEPALIVE_SECONDS: Final = (15.0, 5.0)
 _KEEPALIVE_MISSED: Final = 3
+#: Part of a record is a sign of life too, as on a slow link, but no less than this: into a record whose length was
+#: corrupted PONGs trickle for hours.
+_ALIVE_BYTES: Final = 512
 #: How long a reader goes on before it lets others run, and for how long.
 _TURN_SECONDS: Final = 0.05
 _YIELD_SECONDS: Final = 0.000_1
@@ -211,6 +215,7 @@ def _shake_hands(
     hello: AgentHello | None = None
     while hello is None:
         hello = initiator.receive_data(_receive(sock, deadline, "before it has said that it is an agent"))
+    AgentPayload.decode(hello.payload)
     check_key(hello.key)
     if os.getpid() != pid:
         # Parent and child hold the same socket and keys: only one of them may go on.
@@ -326,8 +331,8 @@ class Link:
                 if not data:
                     self._lose("the agent closed the connection")
                     return
-                # Whole records alone are signs of life: into one of a corrupted length an agent's PONGs trickle for hours.
-                if records := self._transport.receive_data(data):
+                records = self._transport.receive_data(data)
+                if records or len(data) >= _ALIVE_BYTES:
                     self._has_heard = True
         except RecordInvalid as error:
             self._lose(f"a record was refused: {error}")

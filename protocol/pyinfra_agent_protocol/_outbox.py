@@ -114,6 +114,8 @@ class Outbox:
         self._ready.pop(channel, None)
         self._credits.pop(channel, None)
         self._blocked.pop(channel, None)
+        if self._urgent:
+            self._urgent = deque(kept for kept in self._urgent if kept.channel != channel)
 
     # --- acknowledgement and resumption ---
 

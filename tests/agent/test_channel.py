@@ -155,12 +155,15 @@ async def test_controls_that_came_before_the_listener_are_heard_in_order(side):
     assert heard == [signal, size, signal]
 
 
-async def test_controls_that_nobody_hears_are_bounded(side):
+async def test_controls_that_nobody_hears_yet_are_bounded_and_no_signal_is_lost(side):
+    term = SignalReceived(1, Signal(15))
+    side.channel.put_control(term)
     for number in range(1000):
-        side.channel.put_control(SignalReceived(1, Signal(number % 64 + 1)))
+        side.channel.put_control(ResizeReceived(1, Resize(1, number + 1)))
+        side.channel.put_control(SignalReceived(1, Signal(28)))
     heard: list = []
     side.channel.listen(heard.append)
-    assert len(heard) == 16
+    assert heard == [term, ResizeReceived(1, Resize(1, 1000)), SignalReceived(1, Signal(28))]
 
 
 async def test_cancel_and_loss_are_told_apart_in_either_order(side):

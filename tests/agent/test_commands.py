@@ -45,6 +45,9 @@ async def test_environment_is_the_agents_and_the_requests_on_top(controller):
 async def test_command_starts_at_home_or_where_it_is_told(controller, tmp_path):
     assert (await controller.ask(sh("pwd"))).out == b"/\n"
     assert (await controller.ask(sh("pwd", cwd=bytes(tmp_path)))).out == bytes(tmp_path) + b"\n"
+    # Relative to home, and the variables of the request are the command's own affair.
+    assert (await controller.ask(sh("pwd", cwd=b"usr/bin", env={b"HOME": b"/tmp"}))).out == b"/usr/bin\n"
+    assert (await controller.ask(sh("pwd", env={b"HOME": bytes(tmp_path)}))).out == b"/\n"
 
 
 async def test_command_inherits_no_descriptor_of_the_agent(controller):
