@@ -4,9 +4,11 @@ Limits are absolute: bytes since the channel was opened, never differences.  Res
 resume is therefore harmless, and none can be lost or counted twice.
 
 The sender says BLOCKED when it has data and no credit.  This is the whole evidence that a window is
-too small for its path, and needs no clock: a reader that has nothing left to read and a peer that
-waits for credit means that the credit was on its way too long.  The window then doubles, out of a
-budget.  A reader that lags leaves its window as it is: a larger one would only fill memory.
+too small for its path, and needs no clock: a reader with less than half a window left to read and a
+peer that waits for credit mean that the credit came too late.  The window then doubles, out of a
+budget.  A reader that lags leaves its window as it is: a larger one would only fill memory.  (To ask
+for a reader with nothing at all to read would be too much: one that takes its data in large pieces
+never is, and its peer would stand still between them.)
 """
 
 from __future__ import annotations
@@ -148,7 +150,7 @@ class ReceiveWindow:
         self.size = WINDOW_INITIAL_BYTES
 
     def _next_limit(self) -> int | None:
-        if self._peer_waits and not self.buffered:
+        if self._peer_waits and self.buffered <= self.size // 2:
             self._peer_waits = False
             if self.size < WINDOW_MAX_BYTES and self._budget.reserve(self.size):
                 self.size *= 2

@@ -87,13 +87,22 @@ def test_receiver_grows_when_it_has_drained_and_the_peer_was_blocked():
 
 
 def test_receiver_whose_reader_lags_does_not_grow():
-    """A blocked peer and a reader that always has something left change nothing."""
+    """A blocked peer and a reader that always has more than half a window left change nothing."""
     window = ReceiveWindow(Budget(PLENTY))
     for _ in range(20):
         window.receive(window.limit - window.received)
         window.receive_blocked(window.limit)
-        window.consume(window.buffered - 1)
+        window.consume(window.buffered - window.size // 2 - 1)
     assert window.size == WINDOW_INITIAL_BYTES
+
+
+def test_receiver_whose_reader_takes_large_pieces_grows():
+    """Such a reader is never at the very end: half a window is what it waits for."""
+    window = ReceiveWindow(Budget(PLENTY))
+    window.receive(window.limit)
+    window.receive_blocked(window.limit)
+    window.consume(window.size // 2)
+    assert window.size == 2 * WINDOW_INITIAL_BYTES
 
 
 def test_receiver_does_not_believe_a_peer_that_says_blocked_and_is_not():
