@@ -82,6 +82,7 @@ def parse_agent_name(text: str | None) -> AgentName:
     """
     if not text:
         return AgentName(NameKind.EVERY)
+    _require_ascii(text)
     if "," in text:
         raise _bad(text, "pyinfra splits names at commas: write several @agent/... instead")
     if "@" in text:
@@ -107,8 +108,8 @@ def pin_name(host: str, port: int) -> str:
     text = f"{host}:{port}"
     if not 1 <= port <= MAX_PORT:
         raise _bad(text, f"a port is a number from 1 to {MAX_PORT}")
-    canonical = _host(text, host).rstrip(".")
-    return f"[{canonical}]:{port}" if ":" in canonical else f"{canonical}:{port}"
+    canonical = _host(text, host)
+    return f"[{canonical}]:{port}" if ":" in canonical else f"{canonical.rstrip('.')}:{port}"
 
 
 def parse_pin_name(text: str) -> str:
@@ -155,6 +156,7 @@ def _host(text: str, host: str) -> str:
             return str(ipaddress.IPv4Address(host))
         except ValueError:
             raise _bad(text, "an IPv4 address is four numbers from 0 to 255, without leading zeros") from None
+    _require_ascii(text)
     lowered = host.lower()
     _check_domain(text, lowered, _FORMS)
     return lowered
@@ -180,6 +182,8 @@ def _zone(text: str, zone: str) -> str:
 
 def _network(text: str) -> str:
     try:
+        if "%" in text:
+            raise ValueError("a network has no interface")
         network = ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise _bad(text, "a network is ADDRESS/BITS, such as 10.0.0.0/24 or 2001:db8::/64") from None
@@ -191,9 +195,13 @@ def _network(text: str) -> str:
     return str(network)
 
 
+def _require_ascii(text: str) -> None:
+    # Before anything is lowered: a Kelvin sign would become a k, and another name.
+    if not text.isascii():
+        raise _bad(text, "names are ASCII: write an internationalised one in its xn-- form")
+
+
 def _check_domain(text: str, domain: str, remedy: str) -> None:
-    if not domain.isascii():
-        raise _bad(text, "write an internationalised name in its xn-- form")
     labels = domain.removesuffix(".").split(".")
     if len(domain) > MAX_HOST_CHARACTERS or not all(_LABEL.fullmatch(label) for label in labels):
         raise _bad(text, remedy)

@@ -58,7 +58,7 @@ def test_parse_agent_name_tells_each_form_apart(text, expected):
         ("web1:", "from 1 to 65535"),
         ("web1:http", "from 1 to 65535"),
         ("web1:-1", "from 1 to 65535"),
-        ("web1:²", "from 1 to 65535"),
+        ("web1:²", "names are ASCII"),
         ("web1:" + "1" * 5000, "from 1 to 65535"),
         ("[::1]:", "from 1 to 65535"),
         ("[::1", "brackets"),
@@ -145,3 +145,23 @@ def test_parse_pin_name_refuses_what_names_no_single_agent(text):
     """Only one agent can be pinned, not a selector."""
     with pytest.raises(BadAgentName, match="HOST:PORT"):
         parse_pin_name(text)
+
+
+@pytest.mark.parametrize("text", ["::1%\x1b[2J/24", "::%\x1b[2J/64", "fe80::%eth0/64", "wor\u212a", "\u212anown"])
+def test_name_that_only_looks_like_another_is_refused_in_printable_text(text):
+    """Found by fuzzing: an interface within a network, and letters that become others when lowered."""
+    with pytest.raises(BadAgentName) as caught:
+        parse_agent_name(text)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("text", ["::%.", "fe80::1%eth0."])
+def test_interface_keeps_its_last_dot_when_it_is_pinned(text):
+    """Found by fuzzing: a pin that could not be read back."""
+    assert parse_pin_name(parse_pin_name(text)) == parse_pin_name(text)
+    assert parse_pin_name(text).endswith(".]:7963")
+
+
+def test_letter_that_becomes_another_when_lowered_is_not_pinned():
+    with pytest.raises(BadAgentName):
+        pin_name("wor\u212a", 7963)
