@@ -40,8 +40,8 @@ lint: $(INSTALLED) ## check style, formatting, types and who imports whom
 	@'$(BIN)/lint-imports'
 
 soak: $(INSTALLED) ## the long forms of the fault and network tests, about an hour
-	@PYINFRA_AGENT_SOAK=1 '$(BIN)/pytest' tests/faults
-	@PYINFRA_AGENT_SOAK=1 '$(BIN)/pytest' tests/network
+	@PYINFRA_AGENT_SOAK=1 '$(BIN)/pytest' --basetemp="$$(mktemp -d)/pytest" tests/faults
+	@PYINFRA_AGENT_SOAK=1 '$(BIN)/pytest' --basetemp="$$(mktemp -d)/pytest" tests/network
 
 FUZZ_SECONDS ?= 600
 fuzz: $(INSTALLED) ## look for inputs that the protocol does not survive; FUZZ_SECONDS=600

@@ -215,8 +215,8 @@ def _shake_hands(
     hello: AgentHello | None = None
     while hello is None:
         hello = initiator.receive_data(_receive(sock, deadline, "before it has said that it is an agent"))
-    AgentPayload.decode(hello.payload)
     check_key(hello.key)
+    AgentPayload.decode(hello.payload)
     if os.getpid() != pid:
         # Parent and child hold the same socket and keys: only one of them may go on.
         raise ConnectionError("this process was forked")

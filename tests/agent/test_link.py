@@ -50,6 +50,27 @@ async def test_peer_that_answers_pings_keeps_its_link_for_ever(nursery, autojump
     assert (await controller.ask(Info())).refusal is None
 
 
+async def test_trickle_into_a_record_that_never_ends_is_silence(nursery, autojump_clock):
+    """A length that was corrupted on its way: the PONGs that follow are its content, and no sign of life."""
+    house = House(nursery)
+    controller = await house.welcome()
+    (session,) = house.sessions.sessions
+    controller.freeze()
+    with trio.CancelScope() as trickle:
+        async with trio.open_nursery() as trickling:
+
+            async def stop_when_lost():
+                await until(lambda: session.link is None, 1.0)
+                trickle.cancel()
+
+            trickling.start_soon(stop_when_lost)
+            await controller.stream.send_all(b"\x80\x00")
+            while True:
+                await trio.sleep(5)
+                await controller.stream.send_all(b"x" * 40)
+    assert 45 <= trio.current_time() <= 52
+
+
 async def test_record_that_does_not_verify_costs_the_link_and_not_the_session(nursery, capsys):
     """Anybody on the path can inject bytes; only the holder of the keys can end a session."""
     house = House(nursery)
