@@ -20,6 +20,7 @@ _FILE_LIMIT_BYTES: Final = 64 * 1024
 _ROOT_PATH: Final = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _USER_PATH: Final = b"/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
 _ASSIGNMENT: Final = re.compile(rb"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
+_FILES: Final = ("etc/passwd", "etc/login.defs", "etc/environment", "etc/default/locale", "etc/locale.conf")
 _LOCALE_NAME: Final = re.compile(rb"LANG|LANGUAGE|LC_[A-Z]+")
 
 
@@ -36,45 +37,15 @@ def login_environment(uid: int | None = None, *, root: Path = Path("/")) -> dict
         root: where the files are looked for, and the home directory; for tests.
     """
     uid = os.geteuid() if uid is None else uid
-    etc = root / "etc"
-    environment = {b"PATH": _default_path(etc / "login.defs", *_signature(etc / "login.defs"), uid == 0)}
-    for path in (etc / "locale.conf", etc / "default/locale"):
-        locale = _assignments(path, *_signature(path))
-        environment.update((name, value) for name, value in locale.items() if _LOCALE_NAME.fullmatch(name))
-    environment.update(_assignments(etc / "environment", *_signature(etc / "environment")))
-    environment.update(_identity(uid, root))
-    environment.update(_user_session(uid, root))
+    base = str(root).rstrip("/")
+    environment = dict(_from_files(uid, base, tuple(_signature(f"{base}/{name}") for name in _FILES)))
+    if not os.path.isdir(base + os.fsdecode(environment[b"HOME"])):
+        environment[b"HOME"] = b"/"  # as login(1): a command must be able to start in its home
+    environment.update(_user_session(uid, base))
     return environment
 
 
-def _identity(uid: int, root: Path) -> dict[bytes, bytes]:
-    try:
-        account = pwd.getpwuid(uid)
-    except KeyError:
-        name, home, shell = str(uid), "/", "/bin/sh"
-    else:
-        name, home, shell = account.pw_name, account.pw_dir or "/", account.pw_shell or "/bin/sh"
-    if not os.path.isdir(root / home.lstrip("/")):
-        home = "/"  # as login(1): a command must be able to start in its home
-    user = os.fsencode(name)
-    return {b"HOME": os.fsencode(home), b"USER": user, b"LOGNAME": user, b"SHELL": os.fsencode(shell)}
-
-
-def _user_session(uid: int, root: Path) -> dict[bytes, bytes]:
-    runtime = f"/run/user/{uid}"
-    place = root / runtime.lstrip("/")
-    try:
-        if place.stat().st_uid != uid:
-            return {}  # somebody else's sockets are not for this user
-    except OSError:
-        return {}
-    session = {b"XDG_RUNTIME_DIR": os.fsencode(runtime)}
-    if (place / "bus").is_socket():
-        session[b"DBUS_SESSION_BUS_ADDRESS"] = os.fsencode(f"unix:path={runtime}/bus")
-    return session
-
-
-def _signature(path: Path) -> tuple[int, int, int]:
+def _signature(path: str) -> tuple[int, int, int]:
     """Return what changes when the file does; zeros for one that is not there."""
     try:
         status = os.stat(path)
@@ -83,22 +54,56 @@ def _signature(path: Path) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-# The signature is an argument so that a changed file is another call; reading login.defs takes longer than starting
-# the command does.
-@lru_cache(maxsize=16)
-def _default_path(path: Path, inode: int, size: int, mtime_ns: int, is_root: bool) -> bytes:
-    wanted = b"ENV_SUPATH" if is_root else b"ENV_PATH"
+# The signatures are an argument so that a changed file is another call. Without the cache this would take a quarter of
+# what starting a command does. A user database that is not /etc/passwd is asked again when any of the files changes.
+@lru_cache(maxsize=8)
+def _from_files(uid: int, base: str, signatures: tuple[tuple[int, int, int], ...]) -> dict[bytes, bytes]:
+    etc = Path(f"{base}/etc")
+    environment = {b"PATH": _default_path(etc / "login.defs", uid)}
+    for path in (etc / "locale.conf", etc / "default/locale"):
+        locale = _assignments(path)
+        environment.update((name, value) for name, value in locale.items() if _LOCALE_NAME.fullmatch(name))
+    environment.update(_assignments(etc / "environment"))
+    environment.update(_identity(uid))
+    return environment
+
+
+def _identity(uid: int) -> dict[bytes, bytes]:
+    try:
+        account = pwd.getpwuid(uid)
+    except KeyError:
+        name, home, shell = str(uid), "/", "/bin/sh"
+    else:
+        name, home, shell = account.pw_name, account.pw_dir or "/", account.pw_shell or "/bin/sh"
+    user = os.fsencode(name)
+    return {b"HOME": os.fsencode(home), b"USER": user, b"LOGNAME": user, b"SHELL": os.fsencode(shell)}
+
+
+def _user_session(uid: int, base: str) -> dict[bytes, bytes]:
+    runtime = f"/run/user/{uid}"
+    try:
+        if os.stat(base + runtime).st_uid != uid:
+            return {}  # somebody else's sockets are not for this user
+    except OSError:
+        return {}
+    session = {b"XDG_RUNTIME_DIR": os.fsencode(runtime)}
+    if Path(f"{base}{runtime}/bus").is_socket():
+        session[b"DBUS_SESSION_BUS_ADDRESS"] = os.fsencode(f"unix:path={runtime}/bus")
+    return session
+
+
+def _default_path(path: Path, uid: int) -> bytes:
+    wanted = b"ENV_SUPATH" if uid == 0 else b"ENV_PATH"
     for line in _lines(path):
         name, _, value = line.strip().partition(b" ") if b"\t" not in line else line.strip().partition(b"\t")
         if name.strip() == wanted:
             found = value.strip().strip(b"\"'").removeprefix(b"PATH=")
             if found:
                 return found
-    return _ROOT_PATH if is_root else _USER_PATH
+    return _ROOT_PATH if uid == 0 else _USER_PATH
 
 
-@lru_cache(maxsize=16)
-def _assignments(path: Path, inode: int, size: int, mtime_ns: int) -> dict[bytes, bytes]:
+def _assignments(path: Path) -> dict[bytes, bytes]:
     found = {}
     for line in _lines(path):
         match = _ASSIGNMENT.fullmatch(line)

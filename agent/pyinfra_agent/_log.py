@@ -10,6 +10,7 @@ dropped, and counted in the next one that gets through.
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 import traceback
@@ -22,6 +23,8 @@ __all__ = ["be_quiet", "describe_failure", "log", "shown"]
 _WITH_TIME = "JOURNAL_STREAM" not in os.environ
 
 
+#: Printable ASCII without space, quotes and the equals sign.
+_PLAIN: Final = re.compile(r"[!#-&(-<>-~]+")
 #: A pipe that poll calls writable takes as much without waiting (PIPE_BUF, pipe(7)).
 _LINE_MAX_BYTES: Final = 4096
 
@@ -38,7 +41,7 @@ def be_quiet() -> None:
 def shown(value: object) -> str:
     """Return *value* as one word of printable text; quoted where it would not be one."""
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
-    if text and text.isprintable() and not any(character in text for character in " \"'="):
+    if _PLAIN.fullmatch(text):
         return text
     escaped = "".join(c if c.isprintable() and c not in '"\\' else c.encode("unicode_escape").decode() for c in text)
     return '"' + escaped.replace('"', '\\"') + '"'
