@@ -23,7 +23,7 @@ __all__ = ["be_quiet", "describe_failure", "log", "shown"]
 _WITH_TIME = "JOURNAL_STREAM" not in os.environ
 
 
-#: Printable ASCII without space, quotes and the equals sign.
+#: Printable ASCII without space, quotes and the equals sign; what needs no second look.
 _PLAIN: Final = re.compile(r"[!#-&(-<>-~]+")
 #: A pipe that poll calls writable takes as much without waiting (PIPE_BUF, pipe(7)).
 _LINE_MAX_BYTES: Final = 4096
@@ -41,7 +41,7 @@ def be_quiet() -> None:
 def shown(value: object) -> str:
     """Return *value* as one word of printable text; quoted where it would not be one."""
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
-    if _PLAIN.fullmatch(text):
+    if _PLAIN.fullmatch(text) or (text.isprintable() and text.isalnum()):
         return text
     escaped = "".join(c if c.isprintable() and c not in '"\\' else c.encode("unicode_escape").decode() for c in text)
     return '"' + escaped.replace('"', '\\"') + '"'
