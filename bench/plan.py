@@ -41,7 +41,7 @@ class Plan:
 
 SHORT: Final = Plan(
     connect=Effort(4, 3),
-    command=Effort(5, 20),
+    command=Effort(5, 60),
     puts=Effort(4, 50),
     copy={KIB: Effort(3, 20), MIB: Effort(3, 5), 256 * MIB: Effort(4, 1)},
     stream=Effort(2, 1),
