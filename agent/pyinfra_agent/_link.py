@@ -184,7 +184,7 @@ class Link:
         # stands behind megabytes of a file that were encrypted too early.
         if isinstance(self.stream, trio.SocketStream):
             descriptor = self.stream.socket.fileno()
-            # Asking costs a twentieth of waiting, and a fast network has nearly always room.
+            # Asking is one system call, waiting a turn of the event loop; a fast network has nearly always room.
             asked = select.poll()
             asked.register(descriptor, select.POLLOUT)
             if not asked.poll(0):

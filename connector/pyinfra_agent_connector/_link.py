@@ -369,7 +369,7 @@ class Link:
 
     def _wait_writable(self) -> None:
         descriptor = self._sock.fileno()
-        # Asking costs a twentieth of waiting, and a fast network has nearly always room.
+        # Asking is one system call, waiting a turn of the event loop; a fast network has nearly always room.
         asked = _poll()
         asked.register(descriptor, plain_select.POLLOUT)
         if not asked.poll(0):

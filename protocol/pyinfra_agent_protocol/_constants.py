@@ -39,7 +39,7 @@ MESSAGE_DEPTH_MAX: Final = 4
 MESSAGE_ITEMS_MAX: Final = 4096
 
 #: Frames or bytes received after which an ACK is sent although nothing else is.  A quarter of that many
-#: bytes would cost a bulk transfer a sixth of its time.  Without an open request far fewer bytes are
+#: bytes would cost a bulk transfer one more record each way for every four.  Without an open request far fewer bytes are
 #: acknowledged at once, so that an idle session makes its peer keep next to nothing.
 ACK_EVERY_FRAMES: Final = 32
 ACK_EVERY_BYTES: Final = 1024 * 1024
