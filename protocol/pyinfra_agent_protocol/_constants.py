@@ -39,8 +39,8 @@ MESSAGE_DEPTH_MAX: Final = 4
 MESSAGE_ITEMS_MAX: Final = 4096
 
 #: Frames or bytes received after which an ACK is sent although nothing else is.  A quarter of that many
-#: bytes would cost a bulk transfer one more record each way for every four.  Without an open request far fewer bytes are
-#: acknowledged at once, so that an idle session makes its peer keep next to nothing.
+#: bytes would cost a bulk transfer one more record each way for every four.  Without an open request
+#: far fewer bytes are acknowledged at once, so that an idle session makes its peer keep next to nothing.
 ACK_EVERY_FRAMES: Final = 32
 ACK_EVERY_BYTES: Final = 1024 * 1024
 ACK_IDLE_BYTES: Final = 64 * 1024
