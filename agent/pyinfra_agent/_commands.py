@@ -15,8 +15,6 @@ from ._pty import PtySize
 from ._spawn import Command, SpawnFailed, Stdin
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from pyinfra_agent_protocol import Exec
 
     from ._channel import RequestChannel
@@ -80,11 +78,10 @@ class _Run:
         self._request = request
         self._reason = "exited"
         self._outputs = trio.CancelScope()
-        self._stderr_over = trio.Event()
         self._is_over = False
 
     async def until_over(self, first_input: bytes) -> ExecResult:
-        """Run to the end.  A plain command needs one task beside this one: a short one would wait for more."""
+        """Run to the end.  A plain command needs no task beside this one: each takes a short one's time."""
         process, channel, request = self._process, self._channel, self._request
         try:
             async with trio.open_nursery() as self._nursery:
@@ -94,11 +91,10 @@ class _Run:
                     self._nursery.start_soon(self._feed, first_input)
                 if request.timeout_ms is not None:
                     self._nursery.start_soon(self._expire, request.timeout_ms / 1000)
-                self._nursery.start_soon(self._pump_stderr)
                 with self._outputs:
-                    await self._pump(process.read_stdout, 0)
-                    await self._stderr_over.wait()
-                    await process.wait()
+                    while (output := await process.read(_READ_BYTES)) is not None:
+                        stream, data = output
+                        await channel.send(data, stream)
                 self._is_over = True
                 self._nursery.cancel_scope.cancel()
             return self._result()
@@ -111,10 +107,6 @@ class _Run:
             # Stuck in the kernel: KILL was sent and will act when it returns from there.
             return ExecResult(exit=None, signal=int(signal.SIGKILL), reason=self._reason)
         return ExecResult(exit=ended.code, signal=ended.signal, reason=self._reason)
-
-    async def _pump(self, read: Callable[[int], Awaitable[bytes]], stream: int) -> None:
-        while data := await read(_READ_BYTES):
-            await self._channel.send(data, stream)
 
     async def _feed(self, first_input: bytes) -> None:
         try:
@@ -135,10 +127,6 @@ class _Run:
             await self._process.end_stdin()
         except RequestCancelled:
             return  # the process is being ended
-
-    async def _pump_stderr(self) -> None:
-        await self._pump(self._process.read_stderr, 1)
-        self._stderr_over.set()
 
     def _on_cancel(self) -> None:
         # A lost session is not a cancelled one: its commands live on for as long as they may.

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import math
 import os
+import select
 import signal
 import struct
 import termios
@@ -44,8 +45,8 @@ class Exit:
 class Drain:
     """How long outputs that stay open are listened to after the exit: while bytes come, and at most so long in all.
 
-    Only a reader's time counts, not the time in which it could not take more: quiet is counted while a read waits on
-    every open output, and a pause between two reads counts as no more than one quiet time.
+    Only a reader's time counts, not the time in which it could not take more: quiet is counted while a read waits, and
+    a pause between two reads counts as no more than one quiet time.
     """
 
     quiet_seconds: float = 0.25
@@ -85,7 +86,6 @@ class Supervisor:
         """
         process = Process(self, start_child(command), command, drain)
         self._processes[process.pid] = process
-        self._nursery.start_soon(process._supervise)
         return process
 
     def discard(self, descriptor: int) -> None:
@@ -141,9 +141,12 @@ class Supervisor:
 class Process:
     """A running command. `Supervisor.spawn` makes it; whoever asked for it calls `abandon` when done with it.
 
-    One task at a time may read each output, and one may write. An output ends early (`Drain`) only while every open
-    output is being read, so both must be.
+    One task at a time may read, and one may write.
     """
+
+    # Most commands are short, and a task costs more than all the system calls of one. So the task that reads both
+    # outputs also sees the exit: it waits on an epoll descriptor that holds all three. Only where somebody waits for
+    # the exit without reading does a task of its own do that.
 
     def __init__(self, supervisor: Supervisor, child: Child, command: Command, drain: Drain) -> None:
         self.pid = child.pid
@@ -154,10 +157,18 @@ class Process:
         self._last_byte: int | None = None
         self._exit: Exit | None = None
         self._exited = trio.Event()
+        self._is_watched = False
         self._tree = ProcessTree(child.pid, command.cgroup)
-        self._ending = _Ending(drain)
-        self._stdout = _Output(child.stdout, self._ending)
-        self._stderr = _Output(child.stderr, self._ending)
+        #: Open outputs and the stream that each is: 0 stdout, 1 stderr.
+        self._outputs = {child.stdout: 0} if child.stderr is None else {child.stdout: 0, child.stderr: 1}
+        self._terminal = child.stdout if child.has_terminal else None
+        self._poll = select.epoll()
+        for descriptor in (*self._outputs, child.pidfd):
+            self._poll.register(descriptor, select.EPOLLIN)
+        self._ready: list[int] = []
+        self._waiting: trio.CancelScope | None = None
+        self._drain = _Draining(drain)
+        self._is_abandoned = False
 
     def __repr__(self) -> str:
         state = "running" if self._exit is None else repr(self._exit)
@@ -170,23 +181,33 @@ class Process:
 
     async def wait(self) -> Exit:
         """Wait until the main process has exited. Its outputs may still have something to say."""
+        self._watch()
         await self._exited.wait()
         assert self._exit is not None
         return self._exit
 
-    async def read_stdout(self, max_bytes: int) -> bytes:
-        """Return what is there, at least one byte; b"" when the stream is over, by EOF or by `Drain`.
+    async def read(self, max_bytes: int) -> tuple[int, bytes] | None:
+        """Return the next output, as 0 (stdout) or 1 (stderr) and at least one byte; None when the command is over.
 
-        A read that is cancelled has taken nothing.
+        It is over when the main process has exited and its outputs are at EOF or drained (`Drain`). With a terminal
+        everything is on 0. A read that is cancelled has taken nothing.
 
         Raises:
             trio.ClosedResourceError: `abandon` was called.
         """
-        return await self._stdout.receive(max_bytes)
-
-    async def read_stderr(self, max_bytes: int) -> bytes:
-        """As `read_stdout`; with a terminal it is over at once."""
-        return await self._stderr.receive(max_bytes)
+        if max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._drain.charge()
+        while not self._is_abandoned:
+            found = self._read_last(max_bytes) if self._drain.is_spent else self._read_ready(max_bytes)
+            if found is not None or self._is_over:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return found
+            self._ready = [descriptor for descriptor, _ in self._poll.poll(0)]
+            if not self._ready:
+                await self._wait_until_ready()
+        raise trio.ClosedResourceError("the command's output was abandoned")
 
     async def write_stdin(self, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data`. If cancelled, an unknown part of it was written.
@@ -251,6 +272,7 @@ class Process:
         Cancelling it cuts the grace short, not the killing. Returns the ids of survivors: processes of another user,
         or ones stuck in the kernel.
         """
+        self._watch()
         members = self._tree.find()
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCONT):
             if number is not signal.SIGHUP or self._terminal is not None:
@@ -273,29 +295,98 @@ class Process:
 
         A read or write in progress ends with `trio.ClosedResourceError`. Calling it again does nothing.
         """
+        if self._is_abandoned:
+            return
+        self._is_abandoned = True
         self._close_stdin()
-        for output in (self._stdout, self._stderr):
-            descriptor = output.let_go()
-            if descriptor is not None:
-                self._supervisor.discard(descriptor)
+        self._watch()
+        trio.lowlevel.notify_closing(self._poll)
+        self._poll.close()
+        self._terminal = None
+        while self._outputs:
+            descriptor, _ = self._outputs.popitem()
+            trio.lowlevel.notify_closing(descriptor)
+            self._supervisor.discard(descriptor)
+
+    # --- reading ---
 
     @property
-    def _terminal(self) -> int | None:
-        return self._stdout.descriptor if self._has_terminal else None
+    def _is_over(self) -> bool:
+        return self._exit is not None and (not self._outputs or self._drain.is_over)
 
-    def _close_stdin(self) -> None:
-        descriptor, self._stdin = self._stdin, None
-        if descriptor is not None and not self._has_terminal:
-            trio.lowlevel.notify_closing(descriptor)
-            os.close(descriptor)
-
-    async def _supervise(self) -> None:
-        try:
-            while self._exit is None:
-                await trio.lowlevel.wait_readable(self._pidfd)
+    def _read_ready(self, max_bytes: int) -> tuple[int, bytes] | None:
+        """Take note of what is ready, up to the first output that says something."""
+        while self._ready:
+            descriptor = self._ready.pop(0)  # in the order in which they became ready
+            if descriptor == self._pidfd:
                 self._reap()
-        finally:
-            os.close(self._pidfd)
+                self._supervisor.reap_orphans()
+            elif descriptor in self._outputs:
+                data = self._read_output(descriptor, max_bytes)
+                if data:
+                    return self._outputs[descriptor], data
+        return None
+
+    def _read_last(self, max_bytes: int) -> tuple[int, bytes] | None:
+        """The drain's time is spent: return what had been written by then, and no more."""
+        for descriptor, stream in tuple(self._outputs.items()):
+            most = min(max_bytes, self._drain.rest_of(descriptor))
+            data = self._read_output(descriptor, most) if most else None
+            if data:
+                self._drain.take(descriptor, len(data))
+                return stream, data
+        self._drain.is_over = True
+        return None
+
+    def _read_output(self, descriptor: int, max_bytes: int) -> bytes | None:
+        """Return what is there, if anything; an output that is at its end is closed."""
+        try:
+            data = os.read(descriptor, max_bytes)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EIO:  # a terminal's EOF: nobody has it open any more
+                raise
+            data = b""
+        if not data:
+            del self._outputs[descriptor]
+            if self._terminal is not None:
+                self._terminal = None
+                trio.lowlevel.notify_closing(descriptor)  # somebody may wait to write there
+            os.close(descriptor)
+        return data
+
+    async def _wait_until_ready(self) -> None:
+        """Wait for an output or the exit; after the exit no longer than the drain says."""
+        with trio.CancelScope(deadline=self._deadline()) as self._waiting:
+            try:
+                await trio.lowlevel.wait_readable(self._poll)
+            finally:
+                scope, self._waiting = self._waiting, None
+                self._drain.charge()
+        if scope.cancelled_caught and self._outputs and not self._poll.poll(0):
+            self._drain.is_over = True
+
+    def _deadline(self) -> float:
+        if self._exit is None:
+            return math.inf
+        return trio.current_time() + self._drain.patience_seconds if self._outputs else -math.inf
+
+    # --- the end ---
+
+    def _watch(self) -> None:
+        """See to it that the exit is noticed even though nobody reads."""
+        if self._exit is None and not self._is_watched:
+            self._is_watched = True
+            self._supervisor._nursery.start_soon(self._wait_for_exit)
+
+    async def _wait_for_exit(self) -> None:
+        while self._exit is None:
+            try:
+                await trio.lowlevel.wait_readable(self._pidfd)
+            except trio.ClosedResourceError:
+                return  # a reader was first
+            self._reap()
         self._supervisor.reap_orphans()
 
     def _reap(self) -> None:
@@ -309,133 +400,63 @@ class Process:
         self._exit = Exit(status.si_status, None) if by_itself else Exit(None, status.si_status)
         del self._supervisor._processes[self.pid]
         self._tree.leader_reaped = True
-        self._ending.begin()
+        self._drain.begin()
         self._exited.set()
+        if self._is_watched:
+            trio.lowlevel.notify_closing(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        if self._waiting is not None:
+            self._waiting.deadline = self._deadline()
 
-
-class _Output:
-    """The reading end of one output of a command."""
-
-    def __init__(self, descriptor: int | None, ending: _Ending) -> None:
-        self.over = descriptor is None
-        self.waiting: trio.CancelScope | None = None
-        self.descriptor = descriptor
-        self._abandoned = False
-        self._last_bytes: int | None = None  # once the drain's time is spent: how much more is delivered
-        self._ending = ending
-        ending.outputs.append(self)
-
-    async def receive(self, max_bytes: int) -> bytes:
-        if max_bytes < 1:
-            raise ValueError("max_bytes must be at least 1")
-        await trio.lowlevel.checkpoint_if_cancelled()
-        data = self._read_nowait(max_bytes)
-        if data is not None:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            return data
-        while data is None:
-            was_quiet = await self._wait_until_readable_or_quiet()
-            data = self._read_nowait(max_bytes)
-            if data is None and was_quiet:
-                self._finish()
-                return b""
-        return data
-
-    def let_go(self) -> int | None:
-        """Give up the descriptor, if it is still open."""
-        descriptor, self.descriptor = self.descriptor, None
-        self._abandoned = True
-        self._finish()
-        if descriptor is not None:
+    def _close_stdin(self) -> None:
+        descriptor, self._stdin = self._stdin, None
+        if descriptor is not None and not self._has_terminal:
             trio.lowlevel.notify_closing(descriptor)
-        return descriptor
-
-    async def _wait_until_readable_or_quiet(self) -> bool:
-        """Return whether `_Ending` said that enough was waited."""
-        assert self.descriptor is not None
-        with trio.CancelScope() as self.waiting:
-            scope = self.waiting
-            self._ending.arm()
-            try:
-                await trio.lowlevel.wait_readable(self.descriptor)
-            finally:
-                self.waiting = None
-                self._ending.charge()
-                self._ending.arm()
-        return scope.cancelled_caught
-
-    def _read_nowait(self, max_bytes: int) -> bytes | None:
-        if self._abandoned:
-            raise trio.ClosedResourceError("the command's output was abandoned")
-        if self.over:
-            return b""
-        assert self.descriptor is not None
-        self._ending.charge()
-        if self._ending.is_spent:
-            if self._last_bytes is None:
-                self._last_bytes = _readable_bytes(self.descriptor)
-            max_bytes = min(max_bytes, self._last_bytes)
-            if not max_bytes:
-                self._finish()
-                return b""
-        try:
-            data = os.read(self.descriptor, max_bytes)
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            if error.errno != errno.EIO:  # a terminal's EOF: nobody has it open any more
-                raise
-            data = b""
-        if self._last_bytes is not None:
-            self._last_bytes -= len(data)
-        if not data:
-            trio.lowlevel.notify_closing(self.descriptor)
-            os.close(self.descriptor)
-            self.descriptor = None
-            self._finish()
-        return data
-
-    def _finish(self) -> None:
-        self.over = True
-        self._ending.arm()
+            os.close(descriptor)
 
 
-class _Ending:
-    """The clock that ends the outputs of a command after its exit.
-
-    It runs for both outputs at once: either may be the one that something still writes to.
-    """
+class _Draining:
+    """The clock that ends the outputs of a command after its exit: one for both, as either may be still written to."""
 
     def __init__(self, drain: Drain) -> None:
-        self.outputs: list[_Output] = []
-        self._quiet = drain.quiet_seconds
-        self._left = drain.most_seconds
-        self._marked = math.inf  # when time was last charged; infinite until the exit
+        #: Set when enough was waited, whatever may still come.
+        self.is_over = False
+        self._quiet_seconds = drain.quiet_seconds
+        self._left_seconds = drain.most_seconds
+        self._marked_at = math.inf  # when time was last charged; infinite until the exit
+        self._rest: dict[int, int] = {}
 
     @property
     def is_spent(self) -> bool:
-        return self._left <= 0
+        """True when all the time after the exit is used up."""
+        return self._left_seconds <= 0 and self._marked_at < math.inf
+
+    @property
+    def patience_seconds(self) -> float:
+        """How long a reader may wait now."""
+        return max(0.0, min(self._quiet_seconds, self._left_seconds))
 
     def begin(self) -> None:
-        self._marked = trio.current_time()
-        self.arm()
+        """Note the exit."""
+        self._marked_at = trio.current_time()
 
     def charge(self) -> None:
         """Count the time since the last call, or no more than one quiet time of it."""
-        if self._marked < math.inf:
+        if self._marked_at < math.inf:
             now = trio.current_time()
-            self._left -= min(now - self._marked, self._quiet)
-            self._marked = now
+            self._left_seconds -= min(now - self._marked_at, self._quiet_seconds)
+            self._marked_at = now
 
-    def arm(self) -> None:
-        """Set the moment at which waiting reads give up: never, unless every output that is open waits."""
-        waiting = [output.waiting for output in self.outputs if not output.over]
-        deadline = math.inf
-        if self._marked < math.inf and None not in waiting:
-            deadline = trio.current_time() + max(0.0, min(self._quiet, self._left))
-        for scope in waiting:
-            if scope is not None:
-                scope.deadline = deadline
+    def rest_of(self, descriptor: int) -> int:
+        """Return how many bytes of those that were there when the time was spent are not yet taken."""
+        if descriptor not in self._rest:
+            self._rest[descriptor] = _readable_bytes(descriptor)
+        return self._rest[descriptor]
+
+    def take(self, descriptor: int, count: int) -> None:
+        """Note that *count* of them were."""
+        self._rest[descriptor] -= count
 
 
 def _readable_bytes(descriptor: int) -> int:

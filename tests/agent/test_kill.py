@@ -64,9 +64,9 @@ async def read_pids(process, count):
     seen = b""
     with trio.fail_after(30):
         while seen.count(b"\n") < count:
-            data = await process.read_stdout(4096)
-            assert data, f"ended after {seen!r}"
-            seen += data
+            output = await process.read(4096)
+            assert output is not None, f"ended after {seen!r}"
+            seen += output[1]
     return [int(line) for line in seen.split()]
 
 

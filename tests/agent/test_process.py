@@ -46,19 +46,14 @@ def sh(script, **fields):
 
 async def collect(process):
     """Run `process` to its end; returns its Exit and its two outputs."""
-    collected = {"out": bytearray(), "err": bytearray()}
-
-    async def pump(read, name):
-        while data := await read(256 * 1024):
-            collected[name] += data
-
+    collected = [bytearray(), bytearray()]
     with trio.fail_after(30):
-        async with trio.open_nursery() as pumps:
-            pumps.start_soon(pump, process.read_stdout, "out")
-            pumps.start_soon(pump, process.read_stderr, "err")
-            ended = await process.wait()
+        while (output := await process.read(256 * 1024)) is not None:
+            stream, data = output
+            collected[stream] += data
+        assert await process.read(1) is None
     process.abandon()
-    return ended, bytes(collected["out"]), bytes(collected["err"])
+    return process.exit, bytes(collected[0]), bytes(collected[1])
 
 
 async def read_until(process, mark):
@@ -66,9 +61,10 @@ async def read_until(process, mark):
     seen = b""
     with trio.fail_after(30):
         while mark not in seen:
-            data = await process.read_stdout(4096)
-            assert data, f"ended after {seen!r}"
-            seen += data
+            output = await process.read(4096)
+            assert output is not None, f"ended after {seen!r}"
+            assert output[0] == 0
+            seen += output[1]
     return seen
 
 
@@ -170,18 +166,17 @@ async def test_bytes_that_a_slow_reader_left_in_the_pipe_survive_the_exit(superv
     """However late the reader comes, it gets what was readable at the exit, and the quiet time has not begun."""
     process = supervisor.spawn(sh("head -c 60000 /dev/zero; sleep 300 & echo $! >&2"), Drain(0.01, 0.01))
     await process.wait()
-    daemon = int(await process.read_stderr(100))
     await trio.sleep(0.05)  # longer than the drain; no reader waits
-    _, out, _ = await collect(process)
+    _, out, err = await collect(process)
     assert len(out) == 60000
-    os.kill(daemon, signal.SIGKILL)
+    os.kill(int(err), signal.SIGKILL)
 
 
 async def test_cancelled_read_loses_nothing(supervisor):
     process = supervisor.spawn(sh("read line; echo $line", stdin=Stdin.PIPE))
     with trio.CancelScope() as scope:
         scope.cancel()
-        await process.read_stdout(10)
+        await process.read(10)
     assert scope.cancelled_caught
     await process.write_stdin(b"kept\n")
     assert (await collect(process))[1] == b"kept\n"
@@ -380,7 +375,7 @@ async def test_reader_that_stalls_for_longer_than_the_drain_gets_what_comes_afte
     daemon = f"read go <{fifo}; echo late; exec sleep 300"
     process = supervisor.spawn(sh(f"echo early; (sh -c '{daemon}' &)"), Drain(quiet_seconds=0.2, most_seconds=0.3))
     await process.wait()
-    assert await process.read_stdout(100) == b"early\n"
+    assert await process.read(100) == (0, b"early\n")
     await trio.sleep(0.4)
     await tell(fifo, "go\n")
     _, out, _ = await collect(process)
@@ -396,7 +391,7 @@ async def test_abandoned_command_runs_on_and_its_output_is_thrown_away(superviso
     assert await process.wait() == Exit(0, None)
     assert (tmp_path / "status").read_text() == "0\n"
     with pytest.raises(trio.ClosedResourceError):
-        await process.read_stdout(10)
+        await process.read(10)
 
 
 async def test_abandoning_ends_a_read_in_progress(supervisor):
@@ -405,7 +400,7 @@ async def test_abandoning_ends_a_read_in_progress(supervisor):
 
         async def read():
             with pytest.raises(trio.ClosedResourceError):
-                await process.read_stdout(10)
+                await process.read(10)
 
         reading.start_soon(read)
         await trio.testing.wait_all_tasks_blocked()
