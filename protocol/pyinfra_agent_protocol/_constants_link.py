@@ -29,3 +29,6 @@ MAX_CONTROLLER_PAYLOAD: Final = MAX_MESSAGE - (KEY + TAG + TAG)  # message 3: en
 MAX_RECORD: Final = 65_535
 MAX_PLAINTEXT: Final = MAX_RECORD - TAG
 REKEY_AFTER_RECORDS: Final = 2**16
+
+# Certificates (SPEC.md section 16). One travels in message 2 or 3, and leaves room for the rest of its payload.
+CERTIFICATE_MAX_BYTES: Final = 2048

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, NamedTuple
 
 from ._constants import FRAME_BODY_MAX_BYTES, SESSION_ID_BYTES, WINDOW_INITIAL_BYTES
+from ._constants_link import CERTIFICATE_MAX_BYTES
 from ._digest import DIGEST_BYTES
 from ._errors import MessageInvalid
 from ._fields import (
@@ -79,6 +80,7 @@ class AgentPayload(Message):
 
     NAME: ClassVar[str] = "agent-payload"
     version: str = field(text(64), "")
+    certificate: bytes = field(binary(CERTIFICATE_MAX_BYTES), b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ class ControllerPayload(Message):
         attempt: rises with every link tried for this session; fences the older ones off.
         resume: False opens the session, True demands that it exists.
         received: numbered frames received so far in this session.
+        certificate: what an authority says of this controller's key (SPEC.md section 16).
     """
 
     NAME: ClassVar[str] = "controller-payload"
@@ -98,6 +101,7 @@ class ControllerPayload(Message):
     resume: bool = field(boolean())
     received: int = field(integer(0, _U64), 0)
     version: str = field(text(64), "")
+    certificate: bytes = field(binary(CERTIFICATE_MAX_BYTES), b"")
 
 
 @dataclass(frozen=True, slots=True)

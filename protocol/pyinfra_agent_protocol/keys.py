@@ -86,7 +86,12 @@ def fingerprint(key: bytes) -> str:
         KeyFormatError: *key* is not a public key.
     """
     check_public(key)
-    digest = hashlib.blake2b(FINGERPRINT_CONTEXT + key, digest_size=32).digest()
+    return fingerprint_of(FINGERPRINT_CONTEXT, key)
+
+
+def fingerprint_of(context: bytes, key: bytes) -> str:
+    """Return the short form of 32 bytes that are a *key* of the kind that *context* names."""
+    digest = hashlib.blake2b(context + key, digest_size=32).digest()
     text = base64.b32encode(digest).decode("ascii").lower()
     size = FINGERPRINT_GROUP_CHARACTERS
     return "-".join(text[start : start + size] for start in range(0, FINGERPRINT_GROUPS * size, size))

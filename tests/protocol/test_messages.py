@@ -197,6 +197,8 @@ RIGHT = {
 
 #: The last value inside each bound, and the first outside it.
 EDGES = [
+    (AgentPayload, "certificate", bytes(2048), bytes(2049)),
+    (ControllerPayload, "certificate", bytes(2048), bytes(2049)),
     (ControllerPayload, "session", bytes(16), bytes(17)),
     (ControllerPayload, "session", bytes(16), bytes(15)),
     (ControllerPayload, "attempt", 1, 0),

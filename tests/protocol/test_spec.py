@@ -293,6 +293,7 @@ SPECIFIED = {
     "nesting of a message": amount("MESSAGE_DEPTH_MAX"),
     "items of one array or map": amount("MESSAGE_ITEMS_MAX"),
     "digest": f"CRC-32, {amount('DIGEST')} bytes",
+    "certificate": f"{amount('CERTIFICATE_MAX_BYTES')} bytes",
     "unacknowledged bytes that a sender must allow itself": f"{2 * _constants.ACK_EVERY_BYTES // 2**20} MiB",
     "channel identifier": "1 to 2^32 − 1",  # noqa: RUF001 - a minus sign, as the text has it
     # Bounds of fields: test_messages has an edge for each.
