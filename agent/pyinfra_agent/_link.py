@@ -164,13 +164,13 @@ class Link:
                     records: list[bytes] = []
                     size = 0
                     while size < _WRITE_BYTES and (plaintext := protocol.next_record()) is not None:
-                        records.append(self._transport.encrypt(plaintext))
+                        records += self._transport.encrypt_parts(plaintext)
                         size += len(records[-1])
                     if not records:
                         self._written.unpark_all()
                         break
                     self.session.note_room()
-                    await self.stream.send_all(records[0] if len(records) == 1 else b"".join(records))
+                    await self.stream.send_all(b"".join(records))
                     if size >= _WRITE_BYTES:
                         await self._wait_writable()
                 if self.session.is_closing:

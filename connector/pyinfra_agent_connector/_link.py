@@ -353,12 +353,12 @@ class Link:
                     records: list[bytes] = []
                     size = 0
                     while size < _WRITE_BYTES and (plaintext := self._session.next_record()) is not None:
-                        records.append(self._transport.encrypt(plaintext))
+                        records += self._transport.encrypt_parts(plaintext)
                         size += len(records[-1])
                     if not records:
                         break
                     self._on_room()
-                    self._sock.sendall(records[0] if len(records) == 1 else b"".join(records))
+                    self._sock.sendall(b"".join(records))
                     if size >= _WRITE_BYTES:
                         # As in the agent's link: encrypt late, so that a command never waits behind a file.
                         self._wait_writable()

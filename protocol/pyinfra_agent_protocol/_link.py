@@ -327,6 +327,10 @@ class Transport(_Phase):
         Raises:
             LocalProtocolError: more than `MAX_PLAINTEXT` bytes (the transport lives on).
         """
+        return b"".join(self.encrypt_parts(plaintext))
+
+    def encrypt_parts(self, plaintext: bytes) -> tuple[bytes, bytes]:
+        """As `encrypt`, in two parts to be written one behind the other: whoever joins several records copies once."""
         self._require_usable()
         if len(plaintext) > MAX_PLAINTEXT:
             raise LocalProtocolError(f"a record holds {MAX_PLAINTEXT} bytes, not {len(plaintext)}")
@@ -337,7 +341,7 @@ class Transport(_Phase):
         except BaseException:
             self._ended = "an error"
             raise
-        return _prefixed(ciphertext)
+        return _LENGTH.pack(len(ciphertext)), ciphertext
 
     def receive_data(self, data: bytes) -> list[bytes]:
         """Take bytes of the peer; return the plaintexts of the records that are now complete, in order.
