@@ -147,37 +147,43 @@ def copy(clients: Sequence[WorkerClient], sizes: Mapping[int, Effort], lab: Lab)
 
 
 def stream(clients: Sequence[WorkerClient], effort: Effort) -> list[Section]:
-    """Much output of one command, which pyinfra keeps line by line."""
+    """Much output of one command: to have it, and to look at each of its lines."""
     interleaved(clients, ONCE, _warm_up)
     script = f"yes {'x' * (STREAM_LINE_BYTES - 1)} | head -c {STREAM_BYTES}"
     answers = interleaved(clients, effort, lambda client: client.ask("stream", script=script))
-    rates = {
-        label: [answer["bytes"] / answer["s"] / 1e6 for answer in given if answer["bytes"] == STREAM_BYTES]
-        for label, given in answers.items()
-    }
-    medians = _medians(rates)
-    rows = [
-        [
-            client.label,
-            str(len(rates[client.label])),
-            number(medians[client.label]),
-            quartiles(rates[client.label]),
-            _ratio(medians[client.label], medians.get(REFERENCE)),
-            number(max(answer["peak_bytes"] for answer in answers[client.label]) / MIB),
-            number(min(answer["before_bytes"] for answer in answers[client.label]) / MIB),
+    whole = {label: [answer for answer in given if answer["bytes"] == STREAM_BYTES] for label, given in answers.items()}
+    rows: list[list[str]] = []
+    values: dict[str, Mapping[str, float]] = {}
+    for until, title in (("ended", "is there"), ("read", "and each line read")):
+        rates = {label: [STREAM_BYTES / answer[until]["s"] / 1e6 for answer in found] for label, found in whole.items()}
+        peaks = {
+            label: max(answer[until]["peak_bytes"] for answer in found) / MIB for label, found in whole.items() if found
+        }
+        medians = _medians(rates)
+        values |= {f"stream {until}: MB/s": medians, f"stream {until}: peak MiB": peaks}
+        rows += [
+            [
+                title,
+                client.label,
+                str(len(rates[client.label])),
+                number(medians[client.label]),
+                quartiles(rates[client.label]),
+                _ratio(medians[client.label], medians.get(REFERENCE)),
+                number(peaks[client.label]),
+                number(min(answer["before_bytes"] for answer in whole[client.label]) / MIB),
+            ]
+            for client in clients
+            if client.label in medians
         ]
-        for client in clients
-        if rates[client.label]
-    ]
     short = [
         f"{client.label}: not all of the output arrived."
         for client in clients
-        if len(rates[client.label]) < len(answers[client.label])
+        if len(whole[client.label]) < len(answers[client.label])
     ]
-    head = ["peer", "n", "MB/s", "quartiles", SPEED, "controller's peak MiB", "before MiB"]
+    head = ["output", "peer", "n", "MB/s", "quartiles", SPEED, "controller's peak MiB", "before MiB"]
     text = "\n\n".join([table(head, rows), *short])
     title = f"{_size(STREAM_BYTES)} of standard output in lines of {STREAM_LINE_BYTES} bytes"
-    return [Section(title, _with_failures(text, clients), {"stream": medians})]
+    return [Section(title, _with_failures(text, clients), values)]
 
 
 def round_trips(clients: Sequence[WorkerClient], effort: Effort, lab: Lab, net: DelayNet) -> list[Section]:

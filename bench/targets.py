@@ -53,11 +53,32 @@ class RoundTrips:
         return [self.title, _trips(str(self.count)), _trips(number(measured)), _verdict(met)]
 
 
-TARGETS: Final[tuple[Speed | RoundTrips, ...]] = (
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The agent's value is at least, or at most, this; no other peer is asked."""
+
+    value: str
+    title: str
+    limit: float
+    unit: str
+    at_least: bool
+
+    def row(self, values: Mapping[str, Mapping[str, float]]) -> list[str] | None:
+        measured = values.get(self.value, {}).get(AGENT)
+        if measured is None:
+            return None
+        met = measured >= self.limit if self.at_least else measured <= self.limit
+        words = "at least" if self.at_least else "at most"
+        return [self.title, f"{words} {self.limit:g} {self.unit}", f"{number(measured)} {self.unit}", _verdict(met)]
+
+
+TARGETS: Final[tuple[Speed | RoundTrips | Bound, ...]] = (
     Speed("connect and command", "cold connect and first `true`", 6),
     Speed("command", "`true` on a warm connection", 20),
     Speed("put 256 MiB", "put of 256 MiB", 3),
     Speed("get 256 MiB", "get of 256 MiB", 3),
+    Bound("stream ended: MB/s", "output of 200 MiB", 100, "MB/s", at_least=True),
+    Bound("stream ended: peak MiB", "output of 200 MiB: controller's peak", 350, "MiB", at_least=False),
     RoundTrips("connect", "connect()", 3),
     RoundTrips("first command", "first command after it", 1),
     RoundTrips("command", "command", 1),

@@ -74,15 +74,21 @@ class Operations:
         return self._copies(lambda _: self._driver.get(remote, local), count, budget_s)
 
     def stream(self, script: str) -> Answer:
-        """Run a script that prints much."""
+        """Run a script that prints much: until its output is there, and until each line of it was looked at."""
         import procfs
 
         before = procfs.reset_peak(os.getpid())
         start = time.perf_counter()
         lines = self._driver.command(script)
-        took = time.perf_counter() - start
-        peak = procfs.peak_memory(os.getpid())
-        return {"s": took, "bytes": _size(lines), "before_bytes": before, "peak_bytes": peak}
+        ended = time.perf_counter() - start
+        ended_peak = procfs.peak_memory(os.getpid())
+        size = _size(lines)
+        return {
+            "bytes": size,
+            "before_bytes": before,
+            "ended": {"s": ended, "peak_bytes": ended_peak},
+            "read": {"s": time.perf_counter() - start, "peak_bytes": procfs.peak_memory(os.getpid())},
+        }
 
     def session(self, local: str, remote: str, back: str, count: int, budget_s: float) -> Answer:
         """From a new connection on, each thing once and then again: what the first of a kind costs shows."""

@@ -30,6 +30,8 @@ class Call:
         self.channel = channel
         #: The request in a person's words, for errors.
         self.what = what
+        #: The caller would rather have an error than wait until a lost connection is resumed.
+        self.expects_loss = False
         self._connection = connection
         self._inbox: deque[DataReceived] = deque()
         self._changed = Event()

@@ -11,6 +11,9 @@ What it may be, and what is sent:
     other iterables             items as they are made; remembered up to 8 MiB for a second sending
 
 A file that cannot seek, such as a pipe, is sent as other iterables are.
+
+An iterable that waits has to wait as greenlets do, by gevent.sleep() or a gevent queue for example: while it blocks
+the process, nothing is sent, to no host.
 """
 
 from __future__ import annotations
@@ -99,8 +102,14 @@ class _Remembered:
         self._chunks = chunks
         self._made = bytearray()
         self._made_bytes = 0
+        self._was_interrupted = False
 
     def __iter__(self) -> Iterator[bytes]:
+        if self._was_interrupted:
+            raise StdinError(
+                "_stdin cannot be sent a second time: the command ended while an item was being made; set"
+                " _sudo_password, or give a list, bytes or a seekable file"
+            )
         if self._made_bytes > MAX_REMEMBERED_BYTES:
             raise StdinError(
                 f"_stdin cannot be sent a second time after {self._made_bytes} bytes: set _sudo_password, or give a"
@@ -111,13 +120,21 @@ class _Remembered:
     def _iterate(self) -> Iterator[bytes]:
         if self._made:
             yield bytes(self._made)
-        for chunk in self._chunks:
+        while (chunk := self._next()) is not None:
             self._made_bytes += len(chunk)
             if self._made_bytes <= MAX_REMEMBERED_BYTES:
                 self._made += chunk
             else:
                 self._made.clear()
             yield chunk
+
+    def _next(self) -> bytes | None:
+        try:
+            return next(self._chunks, None)
+        except BaseException:
+            # A generator that was left by an exception, such as the end of its greenlet, looks like one at its end.
+            self._was_interrupted = True
+            raise
 
 
 def _read_chunks(read: Any) -> Iterator[bytes]:  # noqa: ANN401 - as above

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 
+import gevent
 import paramiko.file
 import pytest
 from hypothesis import given
@@ -65,6 +67,8 @@ def test_lazy_output_answers_as_pyinfra_does(chunks):
         assert getattr(lazy, name) == getattr(plain, name)
     assert lazy == plain
     assert plain == lazy
+    assert list(reversed(lazy.combined_lines)) == plain.combined_lines[::-1]
+    assert len(lazy.combined_lines) == len(plain.combined_lines)
     assert repr(lazy) == repr(plain)
     assert bool(lazy) is bool(plain) is True
     assert lazy.stdout_bytes == b"".join(data for stream, data in chunks if stream == "stdout")
@@ -130,15 +134,67 @@ def test_lazy_output_takes_about_the_size_of_its_bytes(size, total):
     assert peak < kept + 2.2 * total  # the joined bytes and the text, for a moment
 
 
-def test_lazy_output_gives_text_without_making_lines():
-    """Stdout takes a fraction of the time that making lines takes."""
-    lazy = LazyCommandOutput([("stdout", b"some line of output\n" * 200_000)])
-    started = time.perf_counter()
-    assert lazy.stdout
-    text_seconds = time.perf_counter() - started
-    started = time.perf_counter()
-    assert lazy.combined_lines
-    assert text_seconds * 3 < time.perf_counter() - started
+@pytest.mark.parametrize(
+    ("look", "most_bytes"),
+    [
+        (lambda output: sum(len(line.line) for line in output), MIB),
+        (lambda output: sum(len(line.line) for line in output.combined_lines), MIB),
+        (lambda output: next(reversed(output.combined_lines)), MIB),
+        (lambda output: len(output.combined_lines), MIB),
+        (lambda output: output.stdout_lines, 5 * MIB),
+    ],
+    ids=["loop", "loop over combined_lines", "from the end", "length", "stdout_lines"],
+)
+def test_lazy_output_makes_no_objects_that_were_not_asked_for(look, most_bytes):
+    """A reader that drops each line pays for a few, and one that wants their text for the text."""
+    lazy = LazyCommandOutput(
+        [("stdout", b"some line of output of sixty-four bytes, of which there are many\n" * 30_000)]
+    )
+    tracemalloc.start()
+    try:
+        look(lazy)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < most_bytes
+
+
+def test_lazy_output_has_lines_that_are_used_as_a_list():
+    """What a deploy does with a list of lines, it may do here, and the output's own list is one."""
+    lines = LazyCommandOutput([("stdout", b"1\n2\n"), ("stderr", b"3\n")]).combined_lines
+    plain = [OutputLine("stdout", "1"), OutputLine("stdout", "2"), OutputLine("stderr", "3")]
+    assert (lines[0], lines[-1], lines[1:]) == (plain[0], plain[-1], plain[1:])
+    assert lines + plain == plain + lines == plain * 2
+    assert plain[1] in lines
+    assert lines.index(plain[2]) == 2
+    assert list(lines) == list(reversed(lines))[::-1] == plain
+    assert len(lines) == 3
+    assert lines == copy.copy(lines) == copy.deepcopy(lines) == lines.copy()
+    lines.append(plain[0])
+    assert list(lines) == [*plain, plain[0]]
+    assert next(reversed(lines)) is plain[0]
+
+
+def test_lazy_output_makes_lines_from_the_end_as_from_the_beginning():
+    """Lines longer and shorter than what is looked at in one piece, on both streams, are the same backwards."""
+    chunks: list[tuple[Stream, bytes]] = [
+        ("stdout", b"a" * 200_000 + b"\n" + b"b\n" * 100_000),
+        ("stderr", b"c" * 100_000),
+        ("stdout", b"d" * 150_000 + b"\n\n\n"),
+        ("stderr", b"e\nf"),
+        ("stdout", b"g"),
+    ]
+    lines = LazyCommandOutput(chunks).combined_lines
+    assert list(reversed(lines)) == list(lines)[::-1]
+    assert [(line.buffer_name, line.line[:1], len(line.line)) for line in lines if line.line != "b"] == [
+        ("stdout", "a", 200_000),
+        ("stdout", "d", 150_000),
+        ("stdout", "", 0),
+        ("stdout", "", 0),
+        ("stderr", "c", 100_001),
+        ("stdout", "g", 1),
+        ("stderr", "f", 1),
+    ]
 
 
 @pytest.fixture
@@ -221,6 +277,42 @@ def test_printer_prints_an_endless_line_in_parts(printed):
     assert len(printed) >= 4
     printer.finish()
     assert "".join(printed).replace("\x1b[0m", "") == content.decode()
+
+
+def test_printer_of_a_flood_lets_other_hosts_have_their_turn(printed):
+    """Greenlets that can go on do so between pieces of a command's output."""
+    seen = []
+
+    def look():
+        while True:
+            seen.append(len(printed))
+            gevent.sleep(0)
+
+    other = gevent.spawn(look)
+    printer = LinePrinter("")
+    for _ in range(10):
+        printer.feed("stdout", b"line\n" * 1000)
+    other.kill()
+    assert seen[:10] == [1000 * number for number in range(1, 11)]
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [b"a" * 50, b"\n" * 10, b"10%\r" * 12, b"\r" * 50, b"\x1b[31m" * 10, b"a\n" * 10, b"text\xe2\x80" * 8],
+    ids=["endless line", "empty lines", "progress", "returns", "colours", "short lines", "not UTF-8"],
+)
+def test_printer_takes_time_in_proportion_to_what_is_printed(piece, monkeypatch):
+    """Four times as much takes about four times as long; if all were looked at again and again, sixteen times."""
+    monkeypatch.setattr(pyinfra_output, "_echo", lambda message, err: None)
+
+    def seconds(count: int) -> float:
+        printer = LinePrinter("")
+        started = time.process_time()
+        for _ in range(count):
+            printer.feed("stdout", piece)
+        return time.process_time() - started
+
+    assert seconds(16_000) < 10 * min(seconds(4_000) for _ in range(3))
 
 
 @pytest.mark.parametrize(

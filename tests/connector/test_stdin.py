@@ -6,6 +6,7 @@ import io
 import os
 from typing import TYPE_CHECKING, Any
 
+import gevent
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,6 +128,24 @@ def test_stdin_source_refuses_to_repeat_more_than_it_remembers():
     assert len(sent(beyond)) == MAX_REMEMBERED_BYTES + len(piece)
     with pytest.raises(OSError, match=r"second time.*_sudo_password"):
         iter(beyond)
+
+
+def test_stdin_source_refuses_to_repeat_a_generator_that_was_stopped_inside():
+    """A generator that its greenlet's end has ended is no generator at its end: the rest would be missing."""
+
+    def items():
+        yield "first"
+        gevent.sleep(60)
+        yield "second"
+
+    source = stdin_source(items())
+    received: list[bytes] = []
+    reader = gevent.spawn(lambda: received.extend(source))
+    gevent.sleep(0)
+    reader.kill()
+    assert source is not None
+    with pytest.raises(OSError, match=r"while an item was being made.*_sudo_password"):
+        iter(source)
 
 
 @pytest.mark.parametrize("mode", ["rb", "r"])

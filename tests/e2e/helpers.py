@@ -170,7 +170,7 @@ class Agent:
             self.host,
             self.port,
             identity=load_or_create(controller.home),
-            check_key=lambda key: None,
+            check_key=lambda *_: None,
             connect_seconds=CONNECT_SECONDS,
         )
         said = []

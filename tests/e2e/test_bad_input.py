@@ -117,7 +117,7 @@ def test_pyinfra_splits_a_name_at_its_comma_before_the_connector_sees_it(lab):
     ("data", "said"),
     [
         ({"agent_public_key": "nonsense"}, "agent_public_key"),
-        ({"agent_trust": "maybe"}, "it must be strict or accept-new"),
+        ({"agent_trust": "maybe"}, "it must be strict, accept-new or ca"),
         ({"agent_port": "ssh"}, "agent_port"),
         ({"agent_port": 99999}, "99999"),
         ({"agent_connect_timeout": "soon"}, "agent_connect_timeout"),

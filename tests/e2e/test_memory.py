@@ -29,7 +29,7 @@ import gevent
 from pyinfra_agent_connector._identity import agent_home, load_or_create
 from pyinfra_agent_connector.client import AgentClient
 
-client = AgentClient("127.0.0.1", int(sys.argv[1]), identity=load_or_create(agent_home()), check_key=lambda key: None)
+client = AgentClient("127.0.0.1", int(sys.argv[1]), identity=load_or_create(agent_home()), check_key=lambda *_: None)
 client.connect()
 """
 
