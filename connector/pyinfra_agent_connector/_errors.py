@@ -31,7 +31,15 @@ class NotAuthorized(AgentError):
 
 
 class ConnectionLost(AgentError):
-    """The connection was lost and the session with it; what became of the request is in the text."""
+    """The connection was lost and the session with it; what became of the request is in the text.
+
+    Attributes:
+        was_sent: the request had been written, so the agent may have acted on it.
+    """
+
+    def __init__(self, text: str, *, was_sent: bool = False) -> None:
+        super().__init__(text)
+        self.was_sent = was_sent
 
 
 class Refused(AgentError):
@@ -47,7 +55,7 @@ class Refused(AgentError):
 
 
 class CommandTimeout(TimeoutError):
-    """A command's time was over, and the agent has ended it and all that it started.
+    """A command's time was over; the agent has ended it and all that it started, unless the text says otherwise.
 
     Attributes:
         output: what it wrote before.
