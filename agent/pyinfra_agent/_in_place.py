@@ -7,7 +7,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from ._incoming import write_all
+from ._incoming import report_late_errors, write_all
 from ._refusal import FileRefused, refused
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def overwrite(target: Target, incoming: Incoming, *, mode: int | None, flush: bo
                 os.ftruncate(fd, incoming.size)
             if regular and flush:
                 os.fsync(fd)
+            report_late_errors(fd)
         except OSError as error:
             failure = refused(error, "write", target.path)
             raise FileRefused(

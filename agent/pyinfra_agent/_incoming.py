@@ -14,7 +14,7 @@ from ._refusal import FileRefused, refused, show_path, translating
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Incoming", "RunningDigest", "open_spool", "write_all"]
+__all__ = ["Incoming", "RunningDigest", "open_spool", "report_late_errors", "write_all"]
 
 _MAX_VECTORS: Final = 1024  # IOV_MAX of Linux
 _MEMORY_SPOOL_BYTES: Final = 1 << 20
@@ -32,13 +32,17 @@ class RunningDigest(Protocol):
 
 
 class Incoming:
-    """Bytes on their way into an open file, counted and digested as they come; owns *fd* (O_RDWR)."""
+    """Bytes on their way into an open file, counted and digested as they come; owns *fd* (O_RDWR).
 
-    def __init__(self, fd: int, path: bytes, digest: RunningDigest) -> None:
+    *doing* says in messages what is being done for *path*.
+    """
+
+    def __init__(self, fd: int, path: bytes, digest: RunningDigest, doing: str = "write") -> None:
         self.fd = fd
         self.size = 0
         self._path = path
         self._digest = digest
+        self._doing = doing
 
     def write(self, chunks: Sequence[bytes]) -> None:
         """Append *chunks*.
@@ -52,7 +56,7 @@ class Incoming:
         try:
             self.size += write_all(self.fd, [data])
         except OSError as error:
-            raise refused(error, "write", self._path) from error
+            raise refused(error, self._doing, self._path) from error
         self._digest.update(data)
 
     def verify(self, size: int, digest: bytes) -> None:
@@ -98,10 +102,18 @@ def open_spool(path: bytes, digest: RunningDigest, size: int | None = None) -> I
     for directory in _SPOOL_DIRECTORIES:
         try:
             with tempfile.TemporaryFile(dir=directory, buffering=0) as spool:
-                return Incoming(os.dup(spool.fileno()), path, digest)
+                return Incoming(os.dup(spool.fileno()), path, digest, f"keep in {directory} the new content of")
         except OSError as error:
             failure = error
     raise refused(failure, "make a temporary file in", _SPOOL_DIRECTORIES[-1].encode()) from failure
+
+
+def report_late_errors(fd: int) -> None:
+    """Raise now, as OSError, what *fd*'s file system would otherwise say when the file is closed.
+
+    NFS and FUSE report a full disk or quota only then, and do so for each descriptor. Others do nothing here.
+    """
+    os.close(os.dup(fd))
 
 
 def write_all(fd: int, chunks: Sequence[bytes]) -> int:

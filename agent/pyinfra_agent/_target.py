@@ -7,8 +7,10 @@ and cannot be exchanged between the temporary file and the rename.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
+import struct
 from typing import Final
 
 from ._refusal import FileRefused, show_path
@@ -23,6 +25,11 @@ _WRITE_FLAGS: Final = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 # Belongs to the old content: the kernel drops or recomputes it when a file is written.
 _NEVER_COPIED: Final = frozenset({"security.capability", "security.ima", "security.evm"})
 _ACCESS_ACL: Final = "system.posix_acl_access"
+
+# include/uapi/linux/fs.h: declared with a long, and yet four bytes are what every file system writes.
+_FLAGS: Final = struct.Struct("=I4x" if struct.calcsize("l") == 8 else "=I")
+_FS_IOC_GETFLAGS: Final = 2 << 30 | struct.calcsize("l") << 16 | ord("f") << 8 | 1
+_FS_APPEND_FL: Final = 0x20
 
 
 class Target:
@@ -119,13 +126,34 @@ class Target:
             os.close(source)
         return True
 
+    def keeps_every_name(self) -> bool:
+        """True for an append-only directory (chattr +a): it takes new names, and none is removed or replaced.
+
+        A temporary that had a name there would stay for ever.
+        """
+        try:
+            fd = self._open_directory()
+        except OSError:
+            return False  # one that we may not read; the rename will tell
+        try:
+            flags = fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(_FLAGS.size))
+        except OSError:
+            return False  # a file system without such flags
+        finally:
+            os.close(fd)
+        return bool(_FLAGS.unpack(flags)[0] & _FS_APPEND_FL)
+
     def sync_directory(self) -> None:
         """Flush the directory, and with it the names in it, to the disk."""
-        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
+        fd = self._open_directory()
         try:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def _open_directory(self) -> int:
+        # `fd` only names it (O_PATH).
+        return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
 
     def close(self) -> None:
         """Close the directory; closing twice is harmless."""

@@ -43,6 +43,8 @@ __all__ = ["run_get", "run_put", "run_stat"]
 _BLOCK_BYTES: Final = 17 * DATA_BODY_BYTES
 #: The end of a helper's error output that is repeated to the controller.
 _SAID_BYTES: Final = 2048
+#: What sudo adds to the line that says what is wrong.
+_AFTERTHOUGHT: Final = "sudo: error initializing audit plugin"
 
 T = TypeVar("T")
 
@@ -181,11 +183,12 @@ async def _put_as_other(context: Context, channel: RequestChannel, request: Put)
     finally:
         spool.close()
     try:
-        said: list[bytes] = []
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_collect, process.read_stdout, None)
-            nursery.start_soon(_collect, process.read_stderr, said)
-        await _require_success(process, said, "write", request.path)
+        said = [b"", b""]
+        while (output := await process.read(_BLOCK_BYTES)) is not None:
+            stream, data = output
+            said[stream] = (said[stream] + data)[-_SAID_BYTES:]
+        # nologin(8) says that the account is not available where others print results.
+        await _require_success(process, said[1] or said[0], "write", request.path)
     finally:
         process.abandon()
     return PutResult(size, in_place=True)
@@ -195,19 +198,19 @@ async def _get_as_other(context: Context, channel: RequestChannel, request: Get)
     process = _start_helper(context, request, Stdin.NONE)
     digest = Digest()
     size = 0
+    content = _AfterNonce(request.nonce)
+    said = b""
     try:
-        said: list[bytes] = []
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_collect, process.read_stderr, said)
-            content = await _after_nonce(process, request.nonce)
-            began = content is not None
-            while content:
-                size += len(content)
-                digest.update(content)
-                await channel.send(content)
-                content = await process.read_stdout(_BLOCK_BYTES)
-        await _require_success(process, said, "read", request.path)
-        if not began:
+        while (output := await process.read(_BLOCK_BYTES)) is not None:
+            stream, data = output
+            if stream == 1:
+                said = (said + data)[-_SAID_BYTES:]
+            elif data := content.feed(data):
+                size += len(data)
+                digest.update(data)
+                await channel.send(data)
+        await _require_success(process, said or content.chatter, "read", request.path)
+        if not content.has_begun:
             text = f"cannot read {show_path(request.path)} as the other user: its command ended before it began to read"
             raise RequestRefused("helper", text)
     finally:
@@ -219,36 +222,43 @@ async def _get_as_other(context: Context, channel: RequestChannel, request: Get)
 
 def _start_helper(context: Context, request: Put | Get, stdin: int | Stdin) -> Process:
     assert request.argv is not None
-    environment = context.settings.environment()
-    directory = context.settings.directory(environment)
+    environment = context.environment()
+    directory = context.directory(environment)
     environment |= request.env or {}
     return start_command(context, Command(argv=request.argv, env=environment, cwd=directory, stdin=stdin))
 
 
-async def _after_nonce(process: Process, nonce: bytes) -> bytes | None:
-    """Return what follows *nonce* in the helper's output, b"" at its end; None if the nonce never came."""
-    seen = b""
-    while block := await process.read_stdout(_BLOCK_BYTES):
-        seen += block
-        _, found, content = seen.partition(nonce) if nonce else (b"", b"-", seen)
-        if found:
-            return content or await process.read_stdout(_BLOCK_BYTES)
-        # A profile's chatter is not kept: only what may be the nonce's beginning.
-        seen = seen[-len(nonce) :]
-    return None if nonce else b""
+class _AfterNonce:
+    """What follows a nonce in a helper's output: a profile may print before it.
+
+    Attributes:
+        has_begun: the nonce came.
+        chatter: until then, the end of what came instead: it may explain a failure.
+    """
+
+    def __init__(self, nonce: bytes) -> None:
+        self._nonce = nonce
+        self.has_begun = not nonce
+        self.chatter = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what of *data* is content."""
+        if self.has_begun:
+            return data
+        seen = self.chatter + data
+        _, nonce, content = seen.partition(self._nonce)
+        self.has_begun = bool(nonce)
+        self.chatter = b"" if nonce else seen[-max(len(self._nonce), _SAID_BYTES) :]
+        return content
 
 
-async def _collect(read: Callable[[int], Awaitable[bytes]], into: list[bytes] | None) -> None:
-    while block := await read(_BLOCK_BYTES):
-        if into is not None:
-            into[:] = [b"".join((*into, block))[-_SAID_BYTES:]]
-
-
-async def _require_success(process: Process, said: list[bytes], doing: str, path: bytes) -> None:
+async def _require_success(process: Process, said: bytes, doing: str, path: bytes) -> None:
     ended = await process.wait()
     if ended.code == 0:
         return
-    lines = b"".join(said).decode("utf-8", "backslashreplace").strip().splitlines()
+    lines = said.decode("utf-8", "backslashreplace").strip().splitlines()
+    if len(lines) > 1 and lines[-1].startswith(_AFTERTHOUGHT):
+        lines.pop()
     how = f"exit status {ended.code}" if ended.code is not None else f"killed by signal {ended.signal}"
     text = f"cannot {doing} {show_path(path)} as the other user: {lines[-1] if lines else how}"
     raise RequestRefused("helper", "".join(c if c.isprintable() else "?" for c in text))

@@ -10,9 +10,10 @@ How a file is written, in order of preference:
 2.  **A named temporary** where the file system has no unnamed files (NFS, older overlayfs and FUSE); the same from
     there on. `Litter` remembers the name, so that a killed agent's are removed when it starts again.
 3.  **In place**, as `cp` writes, where another file cannot stand in for the old one: it has other hard links, is a
-    mount point, is in a directory that we may not change, has an owner or attribute that we cannot give to another
-    file, or is a device; or where the caller says so. All data is spooled and verified first, so a transfer that fails
-    leaves the old file, and space is reserved before the first byte is overwritten.
+    mount point, is in a directory that we may not change or from which nothing can be removed (chattr +a), has an
+    owner or attribute that we cannot give to another file, or is a device; or where the caller says so. All data is
+    spooled and verified first, so a transfer that fails leaves the old file, and space is reserved before the first
+    byte is overwritten.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ._in_place import overwrite
-from ._incoming import Incoming, open_spool
+from ._incoming import Incoming, open_spool, report_late_errors
 from ._refusal import refused, translating
 from ._target import Target
 from ._temporary import create_temporary, record_temporary
@@ -150,7 +151,9 @@ class Upload:
         old = target.state
         if old is not None:
             target.require_writable_kind(old)
-        in_place = old is not None and (in_place or old.st_nlink > 1 or stat.S_ISCHR(old.st_mode))
+        in_place = old is not None and (
+            in_place or old.st_nlink > 1 or stat.S_ISCHR(old.st_mode) or target.keeps_every_name()
+        )
         name = None
         if not in_place:
             # The temporary of an old file is private until it has that file's permissions: those may be tighter.
@@ -215,7 +218,9 @@ class Upload:
             with suppress(PermissionError):
                 os.fchown(fd, self._target.state.st_uid, self._target.state.st_gid)
             os.fchmod(fd, stat.S_IMODE(self._target.state.st_mode))
-        if self._sync is not SyncPolicy.NONE:
+        if self._sync is SyncPolicy.NONE:
+            report_late_errors(fd)
+        else:
             os.fdatasync(fd)
         try:
             self._publish(new=old is None)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import codecs
 import os
-import secrets
-import stat
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from pyinfra_agent_protocol import DATA_BODY_BYTES
 
 from ._errors import AgentError
+from ._replacement import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,14 +52,14 @@ def _read(file: IO[Any]) -> bytes:
 def local_sink(filename_or_io: str | os.PathLike[str] | IO[Any]) -> Iterator[Callable[[bytes], object]]:
     """Give a function that takes a downloaded file's bytes; a named file appears when the block ends well.
 
-    It is written beside its place and renamed, so it is the old file or the whole new one.  An IO object
-    gets bytes as they arrive; a text one gets them decoded as UTF-8.
+    It is the old file or the whole new one (`replacing`).  An IO object gets bytes as they arrive; a text
+    one gets them decoded as UTF-8.
 
     Raises:
         OSError: the file cannot be written, or it is neither a name nor a writable object.
     """
     if isinstance(filename_or_io, str | os.PathLike):
-        with _replacing(filename_or_io) as write:
+        with replacing(filename_or_io) as write:
             yield write
         return
     if not hasattr(filename_or_io, "write"):
@@ -98,37 +97,6 @@ def _rewind(file: IO[Any]) -> None:
         file.seek(0)
 
 
-@contextmanager
-def _replacing(name: str | os.PathLike[str]) -> Iterator[Callable[[bytes], object]]:
-    # The name as it was given: where /dev/stdout leads to need not have a path.
-    old = _stat(name)
-    if old is not None and not stat.S_ISREG(old.st_mode):
-        if stat.S_ISDIR(old.st_mode):
-            raise IsADirectoryError(f"{os.fspath(name)} is a directory: name a file in it")
-        # A device or a FIFO: there is nothing to replace.
-        with open(name, "wb", buffering=0) as file:
-            yield lambda data: _write_all(file, data)
-        return
-    path = os.path.realpath(name)
-    # Nothing of the name is in it, which may be as long as a name can be.
-    temporary = os.path.join(os.path.dirname(path), f".pyinfra-agent-{secrets.token_hex(8)}.part")
-    mode = stat.S_IMODE(old.st_mode) if old is not None else 0o666
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        # Unbuffered for large chunks; a small file is one write either way.
-        with open(fd, "wb", buffering=0) as file:
-            if old is not None:
-                os.fchmod(fd, mode)
-                with suppress(PermissionError):
-                    os.fchown(fd, old.st_uid, old.st_gid)
-            yield lambda data: _write_all(file, data)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-
-
 def _write_all(file: IO[bytes], data: bytes) -> None:
     view = memoryview(data)
     while view:
@@ -137,10 +105,3 @@ def _write_all(file: IO[bytes], data: bytes) -> None:
         if written is None:  # an object that does not say takes all of it
             return
         view = view[written:]
-
-
-def _stat(path: str | os.PathLike[str]) -> os.stat_result | None:
-    try:
-        return os.stat(path)
-    except FileNotFoundError:
-        return None

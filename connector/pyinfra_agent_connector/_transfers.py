@@ -19,7 +19,7 @@ from ._argv import build_invocation
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pyinfra.api import Host, State
+    from ._argv import Wrap
 
 __all__ = ["Route", "read_route", "write_route"]
 
@@ -42,30 +42,40 @@ class Route:
     nonce: bytes = b""
 
 
-def write_route(state: State, host: Host, path: str, arguments: Mapping[str, Any], agent_user: str) -> Route:
+def write_route(wrap: Wrap, path: str, arguments: Mapping[str, Any], agent_user: str) -> Route:
     """Return how to write *path* with pyinfra's connector *arguments*."""
     if wanted_user(arguments) in (None, agent_user):
         return Route(_absolute(path, arguments))
     if arguments.get("_su_user") and arguments.get("_su_password"):
         # su reads the password from its standard input, so the content comes on another descriptor.
-        command = StringCommand("cat", "<&3", ">", QuoteString(path))
-        invocation = build_invocation(state, host, command, _without_login(arguments))
+        command = StringCommand(*_require_file(path, device=True), "cat", "<&3", ">", QuoteString(path))
+        invocation = build_invocation(wrap, command, _without_login(arguments))
         *shell, raw = invocation.argv
         return Route(path, [*shell, f"exec 3<&0; {raw}"], invocation.env)
-    command = StringCommand("cat", ">", QuoteString(path))
-    invocation = build_invocation(state, host, command, _without_login(arguments))
+    command = StringCommand(*_require_file(path, device=True), "cat", ">", QuoteString(path))
+    invocation = build_invocation(wrap, command, _without_login(arguments))
     return Route(path, invocation.argv, invocation.env)
 
 
-def read_route(state: State, host: Host, path: str, arguments: Mapping[str, Any], agent_user: str) -> Route:
+def read_route(wrap: Wrap, path: str, arguments: Mapping[str, Any], agent_user: str) -> Route:
     """Return how to read *path* with pyinfra's connector *arguments*."""
     if wanted_user(arguments) in (None, agent_user):
         return Route(_absolute(path, arguments))
     nonce = secrets.token_hex(16)
     # `cat <` and not `cat NAME`: no name is an option then, and none is "-".
-    command = StringCommand("printf", "%s", nonce, "&&", "cat", "<", QuoteString(path))
-    invocation = build_invocation(state, host, command, _without_login(arguments))
+    command = StringCommand(*_require_file(path), "printf", "%s", nonce, "&&", "cat", "<", QuoteString(path))
+    invocation = build_invocation(wrap, command, _without_login(arguments))
     return Route(path, invocation.argv, invocation.env, nonce.encode())
+
+
+def _require_file(path: str, *, device: bool = False) -> tuple[object, ...]:
+    """Return the words that let a shell go on for a regular file and for what is not there, and refuse the rest.
+
+    `cat` would wait for ever at a FIFO that nobody else has open. With *device*, /dev/null is written.
+    """
+    kinds = [word for kind in ("-f", "-c")[: 1 + device] for word in ("test", kind, QuoteString(path), "||")]
+    refusal = "it is a directory, a FIFO, a socket or a device; only files are transferred"
+    return (*kinds, "test !", "-e", QuoteString(path), "|| !", "echo", QuoteString(refusal), ">&2", "&&")
 
 
 def wanted_user(arguments: Mapping[str, Any]) -> str | None:

@@ -74,6 +74,23 @@ def test_download_of_growing_file_includes_what_was_added(tmp_path: Path) -> Non
     download.close()
 
 
+def test_download_of_shrinking_file_ends_where_it_ends_now(tmp_path: Path) -> None:
+    """What was read stays read, and the size is that of what was sent."""
+    path = tmp_path / "log"
+    path.write_bytes(b"first part, second part")
+    digest = hashlib.sha256()
+    download = Download.open(os.fsencode(path), digest=digest)
+    try:
+        assert download.read(10) == b"first part"
+        os.truncate(path, 15)
+        assert download.read_block(100) == b", sec"
+        os.truncate(path, 0)
+        assert download.read_block(100) == b""
+    finally:
+        download.close()
+    assert digest.digest() == hashlib.sha256(b"first part, sec").digest()
+
+
 def test_download_reads_names_of_any_bytes(tmp_path: Path) -> None:
     """Newlines, quotes, dashes and invalid UTF-8 are names like any other."""
     for name in (b"a\nb", b"'\"", b"-rf", b"\xff\xfe", b"n" * 255):

@@ -165,6 +165,22 @@ async def test_put_as_other_says_the_last_line_of_what_the_writer_said(controlle
     assert call.refusal.text == "cannot write /root/x as the other user: sudo: a password is required"
 
 
+async def test_put_as_other_says_what_sudo_said_and_not_its_afterthought(controller):
+    script = b"echo 'sudo: unknown user nosuch' >&2; echo 'sudo: error initializing audit plugin x' >&2; exit 1"
+    call = await controller.ask(Put(b"x", argv=writer(script)), b"x")
+    assert call.refusal.text.endswith("sudo: unknown user nosuch")
+
+
+@pytest.mark.parametrize("how", ["put", "get"])
+async def test_helper_that_explains_itself_on_standard_output_is_heard(controller, how):
+    """As nologin(8) does, which stands where an account has no shell."""
+    argv = writer(b"echo 'This account is currently not available.'; exit 1")
+    request = Put(b"x", argv=argv) if how == "put" else Get(b"x", argv=argv, nonce=b"NONCE")
+    call = await (controller.ask(request, b"x") if how == "put" else controller.ask(request))
+    assert call.refusal.code == "helper"
+    assert call.refusal.text.endswith("as the other user: This account is currently not available.")
+
+
 async def test_put_as_other_says_how_a_silent_writer_ended(controller):
     call = await controller.ask(Put(b"x", argv=writer(b"exit 9")), b"x")
     assert "exit status 9" in call.refusal.text

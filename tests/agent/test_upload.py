@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -26,6 +27,7 @@ from tests.agent.uploads import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 # Content, and what is left
@@ -59,6 +61,54 @@ def test_upload_replaces_file(tmp_path: Path, sync: SyncPolicy) -> None:
     assert path.read_bytes() == b"new"
     assert path.stat().st_ino != inode
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.usefixtures("either_temporary")
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize(
+    ("sync", "flushes"),
+    [
+        (SyncPolicy.NONE, ["name"]),
+        (SyncPolicy.DATA, ["content", "name"]),
+        (SyncPolicy.FULL, ["content", "name", "directory"]),
+    ],
+)
+def test_upload_flushes_in_the_order_that_a_power_cut_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: SyncPolicy, flushes: list[str], exists: bool
+) -> None:
+    """The content before the name that shows it, and the directory after; nothing unless it was asked for."""
+    path = tmp_path / "file"
+    if exists:
+        path.write_bytes(b"old")
+    seen: list[str] = []
+
+    def noting(what: str, call: Callable[..., object]) -> Callable[..., object]:
+        def noted(*args: object, **options: object) -> object:
+            # An unnamed file that replaces another gets a name of its own first, and then the other's: that is once.
+            if what not in seen or what != "name":
+                seen.append(what)
+            return call(*args, **options)
+
+        return noted
+
+    for name, what in (("fdatasync", "content"), ("link", "name"), ("rename", "name"), ("fsync", "directory")):
+        monkeypatch.setattr(os, name, noting(what, getattr(os, name)))
+    put(path, sync=sync)
+    assert seen == flushes
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(("sync", "flushed"), [(SyncPolicy.NONE, 0), (SyncPolicy.DATA, 1), (SyncPolicy.FULL, 1)])
+def test_upload_in_place_is_flushed_unless_nothing_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: SyncPolicy, flushed: int
+) -> None:
+    """Its directory has not changed."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    calls: list[int] = []
+    monkeypatch.setattr(os, "fsync", calls.append)
+    assert put(path, in_place=True, sync=sync).in_place
+    assert len(calls) == flushed
 
 
 def test_upload_of_nothing_makes_an_empty_file(tmp_path: Path) -> None:
@@ -257,6 +307,46 @@ def test_upload_to_immutable_is_refused_and_immutable_directory_written_in_place
         assert refusal(lambda: put(tmp_path / "new")).code == "permission"
     finally:
         chattr("-i", tmp_path)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@needs_root
+@pytest.mark.usefixtures("either_temporary")
+@pytest.mark.skipif(shutil.which("chattr") is None, reason="needs chattr")
+def test_upload_in_append_only_directory_leaves_no_name_that_nobody_can_remove(tmp_path: Path) -> None:
+    """An old file there is written in place: a temporary could be made, and neither renamed nor removed."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    done = subprocess.run(["chattr", "+a", tmp_path], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"chattr does not work here: {done.stderr.strip()}")
+    try:
+        assert put(path).in_place
+        assert path.read_bytes() == b"new"
+        assert os.listdir(tmp_path) == ["file"]
+    finally:
+        subprocess.run(["chattr", "-a", tmp_path], check=True)
+
+
+@pytest.mark.usefixtures("either_temporary")
+@pytest.mark.parametrize("in_place", [False, True])
+def test_upload_error_that_comes_at_close_is_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_place: bool
+) -> None:
+    """NFS and FUSE say only then that their disk is full: before the rename, or as of a file written in place."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    upload = Upload.open(os.fsencode(path), digest=hashlib.sha256(), in_place=in_place)
+    upload.write([b"new"])
+
+    def full(fd: int) -> int:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(os, "dup", full)
+    error = refusal(lambda: upload.commit(3, hashlib.sha256(b"new").digest()))
+    assert error.code == "quota"
+    assert ("incomplete" in error.text) == in_place
+    assert in_place or path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from pyinfra_agent_connector._errors import Refused
 from pyinfra_agent_connector._transfers import read_route, wanted_user, write_route
-from tests.connector.helpers import state_of
+from tests.connector.helpers import state_of, wrap_for
 
 OTHER = "nobody"
 
@@ -24,11 +24,11 @@ def host():
 
 
 def write(host, path="/etc/motd", agent_user="root", **arguments):
-    return write_route(host.state, host, path, arguments, agent_user)
+    return write_route(wrap_for(host), path, arguments, agent_user)
 
 
 def read(host, path="/etc/motd", agent_user="root", **arguments):
-    return read_route(host.state, host, path, arguments, agent_user)
+    return read_route(wrap_for(host), path, arguments, agent_user)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_route_by_sudo_writes_with_cat(host):
     assert route.argv is not None
     assert route.argv[0] == "sudo"
     assert "www" in route.argv
-    assert route.argv[-1] == "cat > '/srv/it'\"'\"'s'"
+    assert route.argv[-1].endswith(" && cat > '/srv/it'\"'\"'s'")
 
 
 def test_route_drops_login_flags(host):
@@ -85,7 +85,37 @@ def test_route_for_reading_begins_with_a_nonce_of_its_own(host):
     assert first.nonce != second.nonce
     assert len(first.nonce) == 32
     assert first.argv is not None
-    assert first.argv[-1] == f"printf %s {first.nonce.decode()} && cat < /etc/motd"
+    assert first.argv[-1].endswith(f" && printf %s {first.nonce.decode()} && cat < /etc/motd")
+
+
+@pytest.mark.parametrize(
+    ("kind", "may_read", "may_write"),
+    [
+        ("nothing", True, True),
+        ("file", True, True),
+        ("directory", False, False),
+        ("fifo", False, False),
+        ("/dev/null", False, True),
+    ],
+)
+def test_route_goes_on_for_files_only(kind, may_read, may_write, host, tmp_path):
+    """The other user's shell looks first, for `cat` would wait at a FIFO; what it says is one line."""
+    path = str(tmp_path / "it's") if kind != "/dev/null" else kind
+    if kind == "file":
+        Path(path).touch()
+    elif kind == "directory":
+        os.mkdir(path)
+    elif kind == "fifo":
+        os.mkfifo(path)
+    for route, may in (
+        (read(host, path, _sudo=True, _sudo_user="www"), may_read),
+        (write(host, path, _sudo=True, _sudo_user="www"), may_write),
+    ):
+        assert route.argv is not None
+        looks, _, _ = route.argv[-1].replace(" && printf", " && cat", 1).partition(" && cat")
+        done = subprocess.run(["sh", "-c", f"{looks} && echo on"], capture_output=True, text=True, check=False)
+        assert (done.stdout == "on\n") == may
+        assert done.stderr.count("\n") == (not may)
 
 
 def test_route_by_su_with_a_password_keeps_it_out_of_argv(host):
@@ -149,11 +179,11 @@ def test_files_of_another_user_are_written_and_read_as_that_user(client, host, o
         pytest.skip(f"cannot become {OTHER} here: {arguments}")
     content = os.urandom(1_000_000)
     path = str(other_directory / "it's é")
-    route = write_route(host.state, host, path, arguments, client.user)
+    route = write_route(wrap_for(host), path, arguments, client.user)
     client.put([content], route.path, argv=route.argv, env=route.env)
     assert os.stat(path).st_uid == pwd.getpwnam(OTHER).pw_uid
     os.chmod(path, 0o600)
-    route = read_route(host.state, host, path, arguments, client.user)
+    route = read_route(wrap_for(host), path, arguments, client.user)
     got = bytearray()
     client.get(route.path, got.extend, argv=route.argv, env=route.env, nonce=route.nonce)
     assert bytes(got) == content
@@ -166,10 +196,10 @@ def test_files_that_the_other_user_may_not_touch_are_refused(client, host, other
     secret = tmp_path / "secret"
     secret.write_text("mine")
     secret.chmod(0o600)
-    route = read_route(host.state, host, str(secret), arguments, client.user)
+    route = read_route(wrap_for(host), str(secret), arguments, client.user)
     with pytest.raises(Refused, match="cannot read"):
         client.get(route.path, lambda data: None, argv=route.argv, env=route.env, nonce=route.nonce)
-    route = write_route(host.state, host, str(secret), arguments, client.user)
+    route = write_route(wrap_for(host), str(secret), arguments, client.user)
     with pytest.raises(Refused, match="cannot write"):
         client.put([b"theirs"], route.path, argv=route.argv, env=route.env)
     assert secret.read_text() == "mine"
