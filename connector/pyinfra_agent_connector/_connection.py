@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 
     from pyinfra_agent_protocol import Event as SessionEvent
     from pyinfra_agent_protocol import Request, Welcome
-    from pyinfra_agent_protocol.keys import KeyPair
 
+    from ._identity import Identity
     from ._link import Endpoint, Opened
 
 __all__ = ["Connection"]
@@ -69,8 +69,9 @@ class Connection:
     """One session with one agent over links that come and go.
 
     Args:
-        keypair, comment: this controller's identity.
-        check_key: raises `UntrustedAgent` unless the agent's key is the right one.
+        identity: this controller's.
+        check_key: gets the agent's key and certificate; raises `UntrustedAgent` unless they are the right ones.
+        learn_key: gets the agent's key, and the one that it will have after its rotation, when it welcomes us.
         connect_seconds: for one link to be welcomed.
         resume_seconds: for which a lost session is tried to be resumed.
         notify: gets a line for the user when the link is lost and when it is back.
@@ -79,19 +80,19 @@ class Connection:
     def __init__(
         self,
         endpoint: Endpoint,
-        keypair: KeyPair,
-        comment: str,
-        check_key: Callable[[bytes], None],
+        identity: Identity,
+        check_key: Callable[[bytes, bytes], None],
         *,
+        learn_key: Callable[[bytes, bytes], None],
         connect_seconds: float,
         resume_seconds: float,
         notify: Callable[[str], None],
     ) -> None:
         self.endpoint = endpoint
         self.welcome: Welcome | None = None
-        self._keypair = keypair
-        self._comment = comment
+        self._identity = identity
         self._check_key = check_key
+        self._learn_key = learn_key
         self._connect_seconds = connect_seconds
         self._resume_seconds = resume_seconds
         self._notify = notify
@@ -263,24 +264,37 @@ class Connection:
 
     def _open(self, *, resume: bool, received: int, seconds: float) -> Opened:
         self._attempt += 1
-        payload = ControllerPayload(session=self._session_id, attempt=self._attempt, resume=resume, received=received)
+        identity = self._identity
+        payload = ControllerPayload(
+            session=self._session_id,
+            attempt=self._attempt,
+            resume=resume,
+            received=received,
+            certificate=identity.certificate,
+        )
         try:
-            return open_link(self.endpoint, self._keypair, self._check_resumed_key, payload, seconds)
+            opened = open_link(self.endpoint, identity.keypair, self._check_resumed_key, payload, seconds)
         except NotAuthorized:
-            line = format_public(self._keypair.public, self._comment)
+            line = format_public(identity.keypair.public, identity.comment)
             raise NotAuthorized(
-                f"{self.endpoint} does not let this controller in ({fingerprint(self._keypair.public)}); on that"
+                f"{self.endpoint} does not let this controller in ({fingerprint(identity.keypair.public)}); on that"
                 f" machine run: pyinfra-agent authorize {shlex.quote(line)}"
             ) from None
+        try:
+            self._learn_key(opened.key, opened.welcome.next_key)
+        except BaseException:
+            opened.sock.close()
+            raise
+        return opened
 
-    def _check_resumed_key(self, key: bytes) -> None:
+    def _check_resumed_key(self, key: bytes, certificate: bytes) -> None:
         if self._agent_key and key != self._agent_key:
             # A resume demands the agent that opened the session, whatever is pinned by now.
             raise UntrustedAgent(
                 f"another agent answers at {self.endpoint}: its key is {fingerprint(key)}, the session was opened"
                 f" with {fingerprint(self._agent_key)}"
             )
-        self._check_key(key)
+        self._check_key(key, certificate)
 
     def _take(self, opened: Opened, session: Session) -> None:
         session.attach(opened.welcome.received)
@@ -318,7 +332,7 @@ class Connection:
         session.detach()
         self._link = None
         reason = self._goodbye or reason
-        if broken or self._is_closed:
+        if broken or self._is_closed or any(call.expects_loss for call in self._calls.values()):
             self._fail_calls(reason)
         elif self._calls:
             self._resuming = gevent.spawn(self._resume, session, reason)
@@ -377,11 +391,10 @@ class Connection:
         calls, self._calls = self._calls, {}
         session, self._session = self._session, None
         for channel, call in calls.items():
-            if session is not None and session.was_written(channel):
-                outcome = "whether it has finished is not known"
-            else:
-                outcome = "it was never sent"
-            call.put_error(ConnectionLost(f"{self.endpoint}: {call.what} failed: {reason}; {outcome}"))
+            was_sent = session is not None and session.was_written(channel)
+            outcome = "whether it has finished is not known" if was_sent else "it was never sent"
+            text = f"{self.endpoint}: {call.what} failed: {reason}; {outcome}"
+            call.put_error(ConnectionLost(text, was_sent=was_sent))
         if session is not None:
             session.close()
         self._slots.set()

@@ -22,7 +22,8 @@ from gevent import monkey, subprocess
 from pyinfra_agent_protocol.keys import KeyPair, format_public, parse_public
 
 from ._errors import AgentError
-from ._identity import Identity
+from ._identity import SECRET_VARIABLES, Identity
+from ._interrupt import interrupts
 
 __all__ = ["LoopbackAgent", "start_loopback"]
 
@@ -61,6 +62,8 @@ class LoopbackAgent:
         if self not in _agents:
             return  # stopped, or the agent of a process that this one was forked from
         self.let_go()
+        if interrupts.is_interrupted:
+            return  # it ends by itself, in a moment that nobody wants to wait for
         process = self._process
         if process.poll() is None:
             with gevent.Timeout(_STOP_SECONDS, False):
@@ -93,7 +96,7 @@ def start_loopback() -> LoopbackAgent:
             stdin=stdin,
             stdout=subprocess.PIPE,
             start_new_session=True,
-            env=dict(os.environ),
+            env={name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES},
         )
     except OSError as error:
         _close(lifeline)

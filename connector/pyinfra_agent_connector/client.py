@@ -1,6 +1,7 @@
 """A client for one agent: run commands, move files, ask what is there.  For greenlets.
 
-    client = AgentClient("web1", 7963, identity=load_or_create(agent_home()), check_key=...)
+    trust = AgentTrust(agent_home(), "web1", 7963, "strict", None)
+    client = AgentClient("web1", 7963, identity=load_or_create(agent_home()), check_key=trust.check)
     client.connect()
     finished = client.run(["uname", "-a"], on_output=lambda stream, data: ...)
     client.close()
@@ -12,11 +13,13 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import TYPE_CHECKING, Any, Final, cast
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Final, cast
 
 import gevent
 
 from pyinfra_agent_protocol import (
+    LABEL_MAX_CHARACTERS,
     Digest,
     Exec,
     ExecResult,
@@ -31,11 +34,15 @@ from pyinfra_agent_protocol import (
 )
 
 from ._connection import Connection
-from ._errors import AgentError, Refused
+from ._errors import AgentError, CommandTimeout, Refused
+from ._feeder import Feeder
+from ._interrupt import interrupts
 from ._link import Endpoint
+from ._settings import CONNECT_SECONDS, RESUME_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from pyinfra_agent_protocol import PtySize
 
@@ -44,11 +51,16 @@ if TYPE_CHECKING:
 
 __all__ = ["AgentClient"]
 
-CONNECT_SECONDS: Final = 10.0
-RESUME_SECONDS: Final = 60.0
+#: As the protocol has it, and Linux's PATH_MAX.
+_PATH_MAX_BYTES: Final = 4096
+#: Of a path that is refused.
+_SHOWN_CHARACTERS: Final = 120
 
 #: Arguments longer than this travel as data: a frame holds 64 KiB in all.
 _LONG_ARGUMENT_BYTES: Final = 32 * 1024
+
+#: Behind a command's deadline: for the agent to end it, with 5 s between SIGTERM and SIGKILL, and to say so.
+_LATE_SECONDS: Final = 10.0
 
 _STREAMS: Final = ("stdout", "stderr")
 
@@ -59,9 +71,13 @@ class AgentClient:
     Args:
         host, port: where it listens.
         identity: this controller's key.
-        check_key: called with the agent's key before anything of ours is sent; raises to refuse it.
+        check_key: gets the agent's key and certificate (b"" for none) before anything of ours is sent; raises to
+            refuse it.
+        learn_key: gets the agent's key, and the one that it will have after its rotation (b"" for none), when it has
+            let this controller in.
         connect_seconds: for a connection to be welcomed.
         resume_seconds: how long a lost connection is tried to be resumed.
+        alias: name or fingerprint by which multicast DNS finds the agent when it is not at *host* any more.
         notify: gets a line for the user when the connection is lost and when it is back.
     """
 
@@ -71,17 +87,19 @@ class AgentClient:
         port: int,
         *,
         identity: Identity,
-        check_key: Callable[[bytes], None],
+        check_key: Callable[[bytes, bytes], None],
+        learn_key: Callable[[bytes, bytes], None] = lambda key, next_key: None,
         connect_seconds: float = CONNECT_SECONDS,
         resume_seconds: float = RESUME_SECONDS,
+        alias: str = "",
         notify: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.endpoint = Endpoint(host, port)
+        self.endpoint = Endpoint(host, port, alias)
         self._connection = Connection(
             self.endpoint,
-            identity.keypair,
-            identity.comment,
+            identity,
             check_key,
+            learn_key=learn_key,
             connect_seconds=connect_seconds,
             resume_seconds=resume_seconds,
             notify=notify,
@@ -101,14 +119,21 @@ class AgentClient:
         welcome = self._connection.welcome
         return welcome.user if welcome is not None else ""
 
+    @interrupts.interruptible()
     def connect(self) -> None:
         """Connect; returns when the agent has let this controller in."""
+        interrupts.chain(self)
         self._connection.connect()
 
     def close(self) -> None:
-        """End the session; takes a second at most."""
-        self._connection.close()
+        """End the session; takes a second at most.
 
+        Commands that still run are not killed: they run on, and what they print is thrown away.
+        """
+        self._connection.close()
+        interrupts.release(self)
+
+    @interrupts.interruptible()
     def run(
         self,
         argv: Sequence[str],
@@ -118,8 +143,11 @@ class AgentClient:
         stdin: bytes | Iterable[bytes] | None = None,
         pty: PtySize | None = None,
         timeout_seconds: float | None = None,
+        on_start: Callable[[Call], object] = lambda call: None,
         on_output: Callable[[str, bytes], None] = lambda stream, data: None,
+        expects_loss: bool = False,
         what: str = "the command",
+        label: str = "",
     ) -> ExecResult:
         """Run a command and wait for its end.
 
@@ -129,9 +157,17 @@ class AgentClient:
             cwd: where it starts; None is the home directory.
             stdin: bytes, or an iterable of them that is read while the command runs.
             pty: run it in a terminal of this size.
-            timeout_seconds: after which the agent ends the command and all that it started.
+            timeout_seconds: after which the agent ends the command and all that it started.  An agent that does not
+                say so within 10 s more is waited for no longer.
+            on_start: gets the request, whose `signal` and `resize` reach the command.
             on_output: gets "stdout" or "stderr" and bytes, as they arrive.
+            expects_loss: the command ends the connection, as `reboot` does: if it is lost, raise at once, without
+                trying to resume it.
             what: the command in a person's words, for errors.
+            label: the command with its secrets masked, for the agent's log; nothing else of it is kept there.
+
+        Raises:
+            CommandTimeout: the time was over, and the agent did not say that it has ended the command.
         """
         words = [os.fsencode(word) for word in argv]
         index, script = _take_long_argument(words)
@@ -144,9 +180,13 @@ class AgentClient:
             script_size=len(script),
             pty=pty,
             timeout_ms=max(1, round(timeout_seconds * 1000)) if timeout_seconds else None,
+            # What is no UTF-8 stands in it as surrogates, which no message takes.
+            label=label[:LABEL_MAX_CHARACTERS].encode("utf-8", "replace").decode(),
         )
-        with self._connection.call(request, what) as call:
-            feeder = _Feeder.start(call, script, stdin)
+        with _deadline(self.endpoint, what, timeout_seconds), self._connection.call(request, what) as call:
+            call.expects_loss = expects_loss
+            on_start(call)
+            feeder = Feeder.start(call, script, stdin)
             try:
                 while events := call.receive():
                     for event in events:
@@ -160,6 +200,7 @@ class AgentClient:
             feeder.check()
             return result
 
+    @interrupts.interruptible()
     def put(
         self,
         chunks: Iterable[bytes],
@@ -172,7 +213,7 @@ class AgentClient:
     ) -> PutResult:
         """Write *chunks* to *path* on the agent, whole or not at all; with *argv*, through that command."""
         request = Put(
-            path=os.fsencode(path),
+            path=_path_bytes(path),
             mode=mode,
             in_place=in_place,
             argv=tuple(map(os.fsencode, argv)) if argv is not None else None,
@@ -189,6 +230,7 @@ class AgentClient:
             call.end(size=size, digest=digest.digest())
             return cast("PutResult", call.result())
 
+    @interrupts.interruptible()
     def get(
         self,
         path: str,
@@ -204,7 +246,7 @@ class AgentClient:
             AgentError: also when what arrived is not what was sent; then what was written must not be used.
         """
         request = Get(
-            path=os.fsencode(path),
+            path=_path_bytes(path),
             argv=tuple(map(os.fsencode, argv)) if argv is not None else None,
             env={os.fsencode(name): os.fsencode(value) for name, value in env.items()} if env else None,
             nonce=nonce,
@@ -222,62 +264,36 @@ class AgentClient:
             raise AgentError(f"{self.endpoint}: {path} did not arrive as it was sent: try again")
         return result
 
+    @interrupts.interruptible()
     def stat(self, path: str, *, follow: bool = True) -> dict[str, object] | None:
         """Look at *path*: its type, mode, owner, size and so on, or None if nothing is there."""
-        with self._connection.call(Stat(os.fsencode(path), follow), f"looking at {path}") as call:
+        with self._connection.call(Stat(_path_bytes(path), follow), f"looking at {path}") as call:
             return cast("StatResult", call.result()).stat
 
+    @interrupts.interruptible()
     def info(self) -> dict[str, object]:
         """Ask the agent who it is."""
         with self._connection.call(Info(), "asking who the agent is") as call:
             return cast("InfoResult", call.result()).info
 
 
-class _Feeder:
-    """A greenlet that sends a command's standard input while its output is read."""
+def _path_bytes(path: str) -> bytes:
+    """Return *path* as the target has it; bytes that are no UTF-8 stand in it as surrogates (PEP 383)."""
+    name = os.fsencode(path)
+    if not 0 < len(name) <= _PATH_MAX_BYTES or b"\0" in name:
+        shown = repr(path if len(path) <= _SHOWN_CHARACTERS else f"{path[:_SHOWN_CHARACTERS]}[...]")
+        raise AgentError(
+            f"{shown} is no path: it has {len(name)} bytes, and 1 to {_PATH_MAX_BYTES} without a NUL are possible"
+        )
+    return name
 
-    def __init__(self, call: Call, script: bytes, stdin: bytes | Iterable[bytes] | None) -> None:
-        self._call = call
-        self._script = script
-        self._stdin = stdin
-        self._error: BaseException | None = None
-        self._greenlet: Any = None
 
-    @classmethod
-    def start(cls, call: Call, script: bytes, stdin: bytes | Iterable[bytes] | None) -> _Feeder:
-        """Send what can be sent at once, and spawn a greenlet for the rest."""
-        feeder = cls(call, script, stdin)
-        if isinstance(stdin, bytes) and len(script) + len(stdin) <= _LONG_ARGUMENT_BYTES:
-            feeder._run()  # fits the first flight: no greenlet, no further round trip
-        elif script or stdin is not None:
-            feeder._greenlet = gevent.spawn(feeder._run)
-        return feeder
-
-    def stop(self) -> None:
-        """Send no more."""
-        if self._greenlet is not None:
-            self._greenlet.kill()
-
-    def check(self) -> None:
-        """Raise, as an OSError, what reading the input raised: the command has seen less than it should have."""
-        if isinstance(self._error, OSError):
-            raise self._error
-        if self._error is not None:
-            text = f"the input of {self._call.what} could not be read, and it was cancelled: {self._error!r}"
-            raise AgentError(text) from self._error
-
-    def _run(self) -> None:
-        call = self._call
-        try:
-            if self._script and not call.send(self._script):
-                return
-            for chunk in (self._stdin,) if isinstance(self._stdin, bytes) else self._stdin or ():
-                if not call.send(chunk):
-                    return
-            call.end()
-        except (Exception, gevent.Timeout) as error:
-            self._error = error
-            call.cancel()
+def _deadline(endpoint: Endpoint, what: str, seconds: float | None) -> AbstractContextManager[object]:
+    """Return what raises a while after the agent should have ended a command."""
+    if not seconds:
+        return nullcontext()
+    text = f"{endpoint}: {what} did not end within {seconds:g} s, and the agent did not say that it was killed"
+    return cast("AbstractContextManager[object]", gevent.Timeout(seconds + _LATE_SECONDS, CommandTimeout(text)))
 
 
 def _take_long_argument(words: list[bytes]) -> tuple[int | None, bytes]:

@@ -39,7 +39,7 @@ class ConnectedAgent:
 
 @pytest.fixture
 def loopback_agent() -> Iterator[ConnectedAgent]:
-    """A pyinfra State and Host connected to a private agent, which ends with the test."""
+    """A pyinfra State and Host connected to a private agent, which ends with the test; for pyinfra 2 and later."""
     from pyinfra.api import Config, Inventory, State
     from pyinfra.api.connect import connect_all, disconnect_all
     from pyinfra.context import ctx_host, ctx_state

@@ -8,13 +8,14 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import gevent
 from gevent import socket
 from gevent.event import Event
 from gevent.server import StreamServer
 from pyinfra.api import Config, Inventory, State
+from pyinfra.connectors.util import make_unix_command_for_host
 
 from pyinfra_agent_connector._identity import Identity
 from pyinfra_agent_connector._link import Endpoint
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from pyinfra_agent_connector._argv import Wrap
+
 LOCALHOST = "127.0.0.1"
 SECONDS = 10.0
 """How long a test waits for what must happen; nothing waits that long unless it fails."""
@@ -53,7 +56,7 @@ def until(condition: Callable[[], Any], seconds: float = SECONDS) -> Any:
     return value
 
 
-def accept_any(key: bytes) -> None:
+def accept_any(key: bytes, certificate: bytes) -> None:
     """Trust every agent."""
 
 
@@ -418,6 +421,11 @@ def state_of(*names: str | tuple[str, dict[str, Any]], **data: Any) -> State:
     """Return a pyinfra State for hosts of these names."""
     inventory = Inventory((list(names), data))
     return State(inventory, Config())
+
+
+def wrap_for(host: Any) -> Wrap:
+    """Return what makes pyinfra's shell commands for *host*."""
+    return lambda command, arguments: make_unix_command_for_host(host.state, host, cast("Any", command), **arguments)
 
 
 def run_python(program: str, *arguments: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from pyinfra.api import HiddenValue, QuoteString, StringCommand
 from pyinfra.connectors.util import make_unix_command_for_host
 
-from pyinfra_agent_connector._argv import Invocation, build_invocation, plain_words
-from pyinfra_agent_connector._errors import AgentError
+from pyinfra_agent_connector._argv import BadCommand, Invocation, build_invocation, plain_words
+from tests.connector.helpers import wrap_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,12 +32,14 @@ STATE: Any = None
 def make_host(**data: Any) -> Any:
     """Make a host whose askpass scripts are already there."""
     scripts = {"sudo_askpass_path__/tmp": ASKPASS, "su_askpass_path__/tmp": ASKPASS}
-    return SimpleNamespace(connector_data={**scripts, **data}, get_temp_dir_config=lambda: "/tmp")
+    return SimpleNamespace(state=STATE, connector_data={**scripts, **data}, get_temp_dir_config=lambda: "/tmp")
 
 
-def build(command: str | StringCommand = "echo 'a b' && id", **arguments: Any) -> Invocation:
+def build(
+    command: str | StringCommand = "echo 'a b' && id", *, stdin_is_free: bool = False, **arguments: Any
+) -> Invocation:
     command = command if isinstance(command, StringCommand) else StringCommand(command)
-    return build_invocation(STATE, make_host(), command, arguments)
+    return build_invocation(wrap_for(make_host()), command, arguments, stdin_is_free=stdin_is_free)
 
 
 def upstream(command: str | StringCommand = "echo 'a b' && id", **arguments: Any) -> str:
@@ -139,9 +141,9 @@ def test_build_invocation_takes_the_password_that_was_prompted_for():
     host = make_host()
     arguments = {"_sudo": True}
     command = StringCommand("id")
-    assert build_invocation(STATE, host, command, arguments).argv == ["sudo", "-H", "-n", "sh", "-c", "id"]
+    assert build_invocation(wrap_for(host), command, arguments).argv == ["sudo", "-H", "-n", "sh", "-c", "id"]
     host.connector_data["prompted_sudo_password"] = PASSWORD
-    again = build_invocation(STATE, host, command, arguments)
+    again = build_invocation(wrap_for(host), command, arguments)
     assert again.argv == ["sudo", "-H", "-A", "-k", "sh", "-c", "id"]
     assert again.env == SUDO_ENV
     assert arguments == {"_sudo": True}
@@ -320,7 +322,7 @@ def test_sudo_finds_its_password_in_the_environment(public_dir):
     askpass, seen = make_askpass(public_dir, "PYINFRA_SUDO_PASSWORD")
     host = make_host(**{"sudo_askpass_path__/tmp": str(askpass)})
     arguments = {"_sudo": True, "_sudo_password": PASSWORD}
-    invocation = build_invocation(STATE, host, StringCommand("id"), arguments)
+    invocation = build_invocation(wrap_for(host), StringCommand("id"), arguments)
     # Root is never asked; a user without any right is asked, and then refused.
     drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     run([*drop, *invocation.argv], invocation.env)
@@ -333,7 +335,7 @@ def test_su_finds_its_password_and_does_not_hand_it_on(public_dir):
     askpass, seen = make_askpass(public_dir, "PYINFRA_SU_PASSWORD")
     host = make_host(**{"su_askpass_path__/tmp": str(askpass)})
     arguments = {"_su_user": "root", "_su_password": PASSWORD, "_preserve_su_env": True}
-    invocation = build_invocation(STATE, host, StringCommand("env"), arguments)
+    invocation = build_invocation(wrap_for(host), StringCommand("env"), arguments)
     output = run(invocation.argv, invocation.env)
     assert b"PATH=" in output
     assert b"PYINFRA_SU_PASSWORD" not in output
@@ -360,10 +362,49 @@ def make_askpass(directory: Path, variable: str) -> tuple[Path, Path]:
     return askpass, seen
 
 
-@pytest.mark.parametrize("arguments", [{"_sudo": True}, {"_su_user": "nobody"}])
-def test_command_too_long_for_another_user_is_refused_with_what_to_do(arguments):
-    with pytest.raises(AgentError, match=r"^a command of \d+ bytes cannot run as another user.*files\.put"):
-        build("x" * 140_000, **arguments)
+@pytest.mark.parametrize(
+    ("arguments", "argv"),
+    [
+        ({"_sudo": True}, ["sudo", "-H", "-n", "sh", "-c", 'eval "$(cat)"']),
+        ({"_su_user": "nobody"}, ["su", "nobody", "-c", """sh -c 'eval "$(cat)"'"""]),
+    ],
+)
+def test_command_too_long_for_another_user_is_read_from_standard_input(arguments, argv):
+    command = "x" * 140_000
+    invocation = build(command, **arguments, _env={"NAME": "b c"}, _chdir="/tmp", stdin_is_free=True)
+    assert invocation.script == f"cd /tmp && export 'NAME=b c' && {command}".encode()
+    assert (invocation.argv if "_sudo" in arguments else shlex.split(invocation.argv[-1])) == argv
+
+
+@pytest.mark.parametrize("arguments", [{}, {"_sudo": True}, {"_su_user": "nobody"}])
+def test_command_with_hidden_values_is_read_from_standard_input(arguments):
+    hidden = {"_env": {"TOKEN": HiddenValue("secret")}, "_chdir": "/tmp"}
+    invocation = build("id", **arguments, **hidden, stdin_is_free=True)
+    assert invocation.script == b"cd /tmp && export TOKEN=secret && id"
+    assert "secret" not in f"{invocation.argv} {invocation.env} {invocation.masked}"
+    # Where standard input has another use there is only the argument.
+    assert "secret" in str(build("id", **arguments, **hidden).argv)
+
+
+def test_command_without_hidden_values_is_an_argument():
+    """A password for sudo is no part of the script."""
+    password = {"_sudo": True, "_sudo_password": "secret", "_sudo_askpass_path": "/askpass"}
+    for arguments in ({}, {"_env": {"A": "b"}}, password):
+        invocation = build("id", **arguments, stdin_is_free=True)
+        assert invocation.script is None
+        assert "id" in invocation.argv[-1]
+
+
+def test_command_too_long_for_another_user_is_refused_where_standard_input_is_the_password():
+    with pytest.raises(BadCommand, match=r"^a command of \d+ bytes cannot run as another user.*files\.put"):
+        build("x" * 140_000, _su_user="nobody", _su_password="secret", _su_askpass_path="/askpass")
+
+
+@pytest.mark.parametrize("arguments", [{}, {"_sudo": True}, {"_su_user": "nobody"}])
+@pytest.mark.parametrize("shell", ["/bin/false", "nologin", "/usr/bin/true -x"])
+def test_shell_that_runs_nothing_is_refused(shell, arguments):
+    with pytest.raises(BadCommand, match=f"^_shell_executable is {shell}, which runs no commands: name a shell"):
+        build("id", _shell_executable=shell, **arguments)
 
 
 def test_long_command_without_another_user_is_left_to_the_agent():

@@ -21,8 +21,9 @@ from pyinfra.connectors import base
 from pyinfra.connectors.base import BaseConnector, host_to_connector_data
 from pyinfra.connectors.util import CommandOutput
 
-from pyinfra_agent_connector.faces import v3
-from pyinfra_agent_connector.faces.v3 import AgentConnector, AgentData, exit_status
+from pyinfra_agent_connector import _host
+from pyinfra_agent_connector._host import exit_status
+from pyinfra_agent_connector.faces.v3 import AgentConnector, AgentData
 from pyinfra_agent_protocol import DEFAULT_PORT, ExecResult
 from pyinfra_agent_protocol.keys import KeyPair, format_public
 from tests.connector.helpers import FakeAgent, free_port, serve_quietly, state_of, until
@@ -96,9 +97,8 @@ def test_face_describes_every_key_of_its_data_with_a_plain_type():
 def test_face_fills_in_what_host_data_leaves_out():
     data = host_to_connector_data(AgentData, AgentConnector.data_meta, {})
     assert data["agent_port"] == DEFAULT_PORT
-    assert data["agent_trust"] == "accept-new"
     assert (data["agent_connect_timeout"], data["agent_resume_timeout"]) == (10, 60)
-    assert data["agent_host"] is data["agent_public_key"] is data["agent_home"] is None
+    assert data["agent_host"] is data["agent_public_key"] is data["agent_home"] is data["agent_trust"] is None
     assert AgentConnector.handles_execution
 
 
@@ -123,7 +123,7 @@ def test_face_gives_fresh_data_each_time():
     assert groups is not other_groups
 
 
-@pytest.mark.parametrize("name", [None, "", "known", "subnet", "10.0.0.0/24", "dns:example.com", "a b", "web1:0"])
+@pytest.mark.parametrize("name", ["known", "10.0.0.0/8", "10.0.0.1/24", "dns:", "a b", "web1:0", "a,b"])
 def test_face_says_what_it_does_not_understand(name):
     with pytest.raises(InventoryError) as caught:
         list(AgentConnector.make_names_data(name))
@@ -163,7 +163,7 @@ def test_connect_pins_and_then_refuses_another_key(agent_home):
     with FakeAgent(serve_quietly) as first:
         host = host_at("@agent/web1", agent_host="127.0.0.1", agent_port=first.port)
         host.connector.connect()
-        host.connector._client._connection.drop()
+        host.connector._agent._client._connection.drop()
     assert format_public(first.key.public) in (agent_home / "known_agents").read_text()
     with FakeAgent(serve_quietly) as second:
         (agent_home / "known_agents").write_text(f"127.0.0.1:{second.port} {format_public(first.key.public)}\n")
@@ -181,7 +181,7 @@ def test_connect_takes_the_key_of_the_host_data():
             host = host_at("@agent/web1", agent_host="127.0.0.1", agent_port=agent.port, agent_public_key=line)
             if right:
                 host.connector.connect()
-                host.connector._client._connection.drop()
+                host.connector._agent._client._connection.drop()
             else:
                 with pytest.raises(ConnectError, match="agent_public_key"):
                     host.connector.connect()
@@ -191,12 +191,12 @@ def test_connect_twice_and_after_disconnect():
     """Each connect works, and leaves one agent."""
     host = host_at()
     host.connector.connect()
-    first = host.connector._loopback
+    first = host.connector._agent._loopback
     host.connector.connect()
     assert first._process.poll() is not None
     assert sh(host, "true")[0]
     host.connector.disconnect()
-    assert host.connector._loopback is None
+    assert host.connector._agent._loopback is None
     host.connector.connect()
     assert sh(host, "true")[0]
     host.connector.disconnect()
@@ -311,7 +311,7 @@ def test_connection_that_is_lost_is_an_os_error():
     host.connect(raise_exceptions=True)
     job = gevent.spawn(sh, host, "sleep 30")
     gevent.sleep(0.1)
-    host.connector._loopback._process.kill()
+    host.connector._agent._loopback._process.kill()
     with pytest.raises(OSError, match="whether it has finished is not known"):
         job.get(timeout=5)
     began = time.monotonic()
@@ -319,12 +319,41 @@ def test_connection_that_is_lost_is_an_os_error():
     assert time.monotonic() - began < 1
 
 
+def test_command_that_ends_the_connection_is_minus_one_at_once():
+    """What a reboot expects: no attempt to resume, and a connection anew afterwards."""
+    host = host_at(agent_resume_timeout=30)
+    host.connect(raise_exceptions=True)
+    agent = host.connector._agent._loopback
+    began = time.monotonic()
+    job = gevent.spawn(sh, host, "echo going; sleep 30", _success_exit_codes=[0, -1])
+    gevent.sleep(0.2)
+    agent._process.kill()
+    ok, output = job.get(timeout=5)
+    assert (ok, output.stdout) == (True, "going")
+    assert time.monotonic() - began < 3
+    host.disconnect()
+    host.connect(raise_exceptions=True)
+    assert sh(host, "echo back")[1].stdout == "back"
+    host.disconnect()
+
+
+def test_command_that_was_never_sent_is_no_reboot():
+    """A connection that was lost before is an error, or pyinfra would wait for a machine that stays up."""
+    host = host_at()
+    host.connect(raise_exceptions=True)
+    host.connector._agent._loopback._process.kill()
+    until(lambda: not host.connector._agent._client.is_connected)
+    with pytest.raises(OSError, match="nothing listens"):
+        sh(host, "reboot", _success_exit_codes=[0, -1])
+    host.disconnect()
+
+
 def test_user_is_told_of_loss_and_return(host, monkeypatch):
     lines = []
     monkeypatch.setattr(logger, "warning", lines.append)
     job = gevent.spawn(sh, host, "sleep 0.3; echo done")
     gevent.sleep(0.1)
-    host.connector._client._connection._link._sock._sock.shutdown(2)
+    host.connector._agent._client._connection._link._sock._sock.shutdown(2)
     assert job.get(timeout=5)[1].stdout == "done"
     assert len(lines) == 2
     assert all("@agent/loopback" in line for line in lines)
@@ -351,8 +380,8 @@ def test_disconnect_on_a_dead_link_returns_at_once(tmp_path):
         host.connect(raise_exceptions=True)
         host.connector_data["sudo_askpass_path__/tmp"] = "/tmp/askpass"
         agent.conversations[0].sock.close()
-        host.connector._client._connection._link._sock._sock.shutdown(2)
-        until(lambda: not host.connector._client.is_connected)
+        host.connector._agent._client._connection._link._sock._sock.shutdown(2)
+        until(lambda: not host.connector._agent._client.is_connected)
         began = time.monotonic()
         host.disconnect()
         assert time.monotonic() - began < 0.5
@@ -360,7 +389,7 @@ def test_disconnect_on_a_dead_link_returns_at_once(tmp_path):
 
 def test_disconnect_from_an_agent_that_hangs_is_bounded(monkeypatch):
     """An agent that answers nothing does not keep pyinfra from ending."""
-    monkeypatch.setattr(v3, "_REMOVAL_SECONDS", 0.1)
+    monkeypatch.setattr(_host, "_REMOVAL_SECONDS", 0.1)
     with FakeAgent(serve_quietly) as agent:
         host = host_at("@agent/web1", agent_host="127.0.0.1", agent_port=agent.port)
         host.connect(raise_exceptions=True)

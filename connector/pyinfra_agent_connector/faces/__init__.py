@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from importlib import metadata
+import re
+from importlib import import_module, metadata
 from typing import Any
 
 __all__ = ["choose_face"]
 
 
-def choose_face() -> Any:  # noqa: ANN401 - a class for pyinfra 3
-    """Return the connector in the form that the installed pyinfra wants.
+def choose_face() -> Any:  # noqa: ANN401 - a class for pyinfra 3, a module for 1 and 2
+    """Return the connector in the form that the installed pyinfra wants; it never fails.
 
-    Raises:
-        ImportError: that pyinfra is not supported; the text names the versions that are.
+    For a pyinfra that is too old or too new, the connector says so as soon as a host is to be reached by it.
     """
     version = metadata.version("pyinfra")
-    if version.split(".")[0] != "3":
-        raise ImportError(f"the agent connector works with pyinfra 3, not with {version}: pip install 'pyinfra>=3,<4'")
-    from .v3 import AgentConnector
+    numbers = re.match(r"(\d+)(?:\.(\d+))?", version)
+    major, minor = (int(number or 0) for number in numbers.groups()) if numbers else (0, 0)
+    if major == 3:
+        from .v3 import AgentConnector
 
-    return AgentConnector
+        return AgentConnector
+    if major == 2:
+        return import_module(".v2", __name__)
+    if (major, minor) >= (1, 7) and major == 1:
+        return import_module(".v1", __name__)
+    from .unsupported import UnsupportedConnector
+
+    return UnsupportedConnector(version)
