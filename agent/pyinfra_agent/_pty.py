@@ -55,11 +55,13 @@ def in_terminal(argv: Sequence[bytes], slave: int) -> list[bytes]:
 
 
 def terminal_environment(environment: Mapping[bytes, bytes], size: PtySize) -> dict[bytes, bytes]:
-    """Return `environment` for a terminal: with TERM, and without the LINES and COLUMNS that somebody may have set.
+    """Return `environment` for a terminal: with TERM, and without a LINES or COLUMNS that is not its size.
 
-    Programs believe these two before they ask the terminal, so they would be wrong after the first resize.
+    Programs believe these two before they ask the terminal. They are not set here, because they would be wrong after
+    the first resize; a controller that will not resize may set them.
     """
-    kept = {name: value for name, value in environment.items() if name not in (b"LINES", b"COLUMNS")}
+    true_size = {b"LINES": b"%d" % size.rows, b"COLUMNS": b"%d" % size.columns}
+    kept = {name: value for name, value in environment.items() if value == true_size.get(name, value)}
     return kept | {b"TERM": os.fsencode(size.term)}
 
 
