@@ -12,8 +12,8 @@ SOURCES = sorted(path for part in ("protocol", "agent", "connector") for path in
 
 #: Clocks that follow the time of day (the `time` and `datetime` modules' documentation).
 SETTABLE = {"time", "time_ns", "localtime", "gmtime", "ctime", "now", "utcnow", "today"}
-#: The log shows the time of day to people; nothing reads it back.
-FOR_PEOPLE = {ROOT / "agent/pyinfra_agent/_log.py"}
+#: The log shows the time of day to people; nothing reads it back. The cache says how long ago a host was seen.
+FOR_PEOPLE = {ROOT / "agent/pyinfra_agent/_log.py", ROOT / "connector/pyinfra_agent_connector/_seen.py"}
 
 
 def settable_clocks(source: str) -> list[int]:

@@ -64,6 +64,7 @@ class RequestChannel:
         self._is_unwanted = False
         self._session_ended = False
         self._on_cancel: Callable[[], None] | None = None
+        self._on_forsaken: Callable[[], None] | None = None
         self._listener: Callable[[SignalReceived | ResizeReceived], None] | None = None
         # What came before the command: each signal once, and the last size.
         self._controls: dict[int, SignalReceived | ResizeReceived] = {}
@@ -133,6 +134,10 @@ class RequestChannel:
         if self.cancelled.is_set():
             callback()
 
+    def when_forsaken(self, callback: Callable[[], None]) -> None:
+        """Call *callback* when the controller has vanished and is not waited for any more."""
+        self._on_forsaken = callback
+
     # --- for the session ---
 
     def put_data(self, event: DataReceived) -> None:
@@ -158,6 +163,11 @@ class RequestChannel:
         self._is_unwanted = True
         self._note_cancelled()
         self._arrival.unpark_all()
+
+    def forsake(self) -> None:
+        """Note that the controller has vanished, and that what runs for it should not go on without it."""
+        if self._on_forsaken is not None:
+            self._on_forsaken()
 
     def note_room(self) -> None:
         """Let a handler that waits for room look again."""

@@ -11,6 +11,7 @@ import trio
 from pyinfra_agent_protocol import ExecResult, RequestRefused, ResizeReceived, SignalReceived
 
 from ._channel import RequestCancelled, SessionEnded
+from ._limits import RareLog
 from ._pty import PtySize
 from ._spawn import Command, SpawnFailed, Stdin
 
@@ -29,20 +30,33 @@ _READ_BYTES: Final = 256 * 1024
 #: Linux's limit for one argument (MAX_ARG_STRLEN) includes the terminating NUL.
 _ARGUMENT_MAX_BYTES: Final = 128 * 1024 - 1
 
+_out_of_resources: Final = RareLog("spawn-failed")
+
 
 def start_command(context: Context, command: Command) -> Process:
     """Start *command*; raises `RequestRefused` with a line that says what to look at."""
+    most = context.settings.commands_max
+    if context.supervisor.unfinished >= most:
+        raise RequestRefused(
+            "limit",
+            f"the agent runs {most} commands already, which is its limit: wait for some to end, or raise max_commands"
+            " in the agent's configuration file",
+        )
+    if context.account is not None:
+        command = context.account.command(command)
     try:
         return context.supervisor.spawn(command, context.settings.drain)
     except SpawnFailed as failure:
+        if failure.what == "resources":
+            _out_of_resources.note(error=os.strerror(failure.errno))
         raise RequestRefused("spawn", failure.text) from failure
 
 
 async def run_exec(context: Context, channel: RequestChannel, request: Exec) -> ExecResult:
     """Run a command until it is over, timed out or cancelled, and say how it ended."""
-    environment = context.settings.environment()
+    environment = context.environment()
     # Before the request's variables count: they are the command's, and must not move where it starts.
-    directory = context.settings.directory(environment)
+    directory = context.directory(environment)
     environment |= request.env or {}
     argv = list(request.argv)
     held: list[int] = []
@@ -60,6 +74,7 @@ async def run_exec(context: Context, channel: RequestChannel, request: Exec) -> 
                 stdin=Stdin.PIPE if request.stdin else Stdin.NONE,
                 pty=PtySize(request.pty.rows, request.pty.columns, request.pty.term) if request.pty else None,
                 descriptors=held,
+                nice=context.settings.nice,
             ),
         )
     finally:
@@ -79,6 +94,7 @@ class _Run:
         self._reason = "exited"
         self._outputs = trio.CancelScope()
         self._is_over = False
+        self._tree_ended = trio.Event()
 
     async def until_over(self, first_input: bytes) -> ExecResult:
         """Run to the end.  A plain command needs no task beside this one: each takes a short one's time."""
@@ -87,6 +103,7 @@ class _Run:
             async with trio.open_nursery() as self._nursery:
                 channel.listen(self._control)
                 channel.when_cancelled(self._on_cancel)
+                channel.when_forsaken(self._on_forsaken)
                 if request.stdin:
                     self._nursery.start_soon(self._feed, first_input)
                 if request.timeout_ms is not None:
@@ -96,6 +113,8 @@ class _Run:
                         stream, data = output
                         await channel.send(data, stream)
                 self._is_over = True
+                if self._reason != "exited":
+                    await self._tree_ended.wait()  # what it started has its grace, though its main process is gone
                 self._nursery.cancel_scope.cancel()
             return self._result()
         finally:
@@ -114,8 +133,7 @@ class _Run:
                 if first_input:
                     await self._process.write_stdin(first_input)
                 while chunks := await self._channel.receive():
-                    for chunk in chunks:
-                        await self._process.write_stdin(chunk)
+                    await self._process.write_stdin(b"".join(chunks))
                 await self._process.end_stdin()
             except trio.BrokenResourceError:
                 # The command wants no more. What still comes is taken and dropped, so that the sender never waits.
@@ -133,6 +151,10 @@ class _Run:
         if not self._channel.session_ended and not self._is_over:
             self._nursery.start_soon(self._end_tree, "cancelled")
 
+    def _on_forsaken(self) -> None:
+        if not self._is_over:
+            self._nursery.start_soon(self._end_tree, "cancelled")
+
     async def _expire(self, seconds: float) -> None:
         await trio.sleep(seconds)
         await self._end_tree("timeout")
@@ -142,6 +164,7 @@ class _Run:
             return
         self._reason = reason
         await self._process.terminate_tree(self._context.settings.grace_seconds)
+        self._tree_ended.set()
         # What the dying wrote is delivered; a survivor's open output or a full window must not keep us.
         await trio.sleep(self._context.settings.drain.quiet_seconds)
         self._outputs.cancel()
@@ -171,10 +194,16 @@ def _as_argument(script: bytes, held: list[int]) -> bytes:
         raise RequestRefused("bad-request", "the script contains a NUL byte: no shell can read it")
     if len(script) <= _ARGUMENT_MAX_BYTES:
         return script
-    descriptor = os.memfd_create("pyinfra-agent-script", os.MFD_CLOEXEC)
-    held.append(descriptor)
-    view = memoryview(script)
-    while view:
-        view = view[os.write(descriptor, view) :]
-    os.lseek(descriptor, 0, os.SEEK_SET)
+    try:
+        descriptor = os.memfd_create("pyinfra-agent-script", os.MFD_CLOEXEC)
+        held.append(descriptor)
+        view = memoryview(script)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    except OSError as error:
+        number = error.errno or 0
+        _out_of_resources.note(error=os.strerror(number))
+        text = f"cannot hold a script of {len(script)} bytes: {os.strerror(number).lower()}"
+        raise RequestRefused("spawn", text) from error
     return b". /proc/self/fd/%d" % descriptor

@@ -20,13 +20,18 @@ import contextlib
 import ctypes
 import os
 import signal
+import time
+from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
+from ._limits import reserved_descriptors
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator
+
+    from ._cgroup import Cgroup
 
 __all__ = ["ProcessTree", "become_subreaper"]
 
@@ -35,6 +40,10 @@ _MOST_ROUNDS: Final = 20
 _LOOKS_WITHOUT_NEWS: Final = 2
 _FIRST_POLL_SECONDS: Final = 0.004
 _LAST_POLL_SECONDS: Final = 0.1
+#: Trees that are ended at the same time share what passes over /proc saw, for so long; 500 of them would make 2,500
+#: otherwise. The second is for the look before anything is signalled, which should miss nobody.
+_SHARED_SECONDS: Final = 0.05
+_FRESH_SECONDS: Final = 0.005
 
 
 def become_subreaper() -> None:
@@ -54,48 +63,69 @@ class ProcessTree:
 
     Attributes:
         leader_reaped: set when the command's main process is gone, and with it the certainty that `leader` is its id.
+        cgroup: the command's alone; set to None when it is not any more.
     """
 
-    def __init__(self, leader: int, cgroup: Path | None = None) -> None:
+    def __init__(self, leader: int, cgroup: Cgroup | None = None) -> None:
         self.leader_reaped = False
+        self.cgroup = cgroup
         self._leader = leader
-        self._cgroup = cgroup
-        self._known: dict[int, int] = {}  # process id -> start time
+        self._known: dict[int, _Seen] = {}
+        self._looked = time.monotonic()
 
-    def find(self) -> set[int]:
-        """Return the ids of the tree's live processes; one pass over /proc, 1 to 3 ms on a small machine."""
-        table = _process_table()
-        self._known = {
-            pid: started for pid, started in self._known.items() if pid in table and table[pid].started == started
-        }
-        found = set(self._known) | self._in_cgroup() | self._in_session(table)
-        children: dict[int, list[int]] = {}
-        for pid, seen in table.items():
-            children.setdefault(seen.parent, []).append(pid)
+    def find(self, most_seconds: float = _SHARED_SECONDS) -> set[int]:
+        """Return the ids of the tree's live processes; a pass over /proc takes 1 to 3 ms on a small machine.
+
+        It is not older than `most_seconds`, and began later than the one before for this tree.
+        """
+        table = _look_around(self._looked, most_seconds)
+        self._looked = table.begun
+        found = {pid for pid, seen in self._known.items() if table.has(pid, seen.started)}
+        found |= self._in_cgroup(table) | self._in_session(table)
         found.discard(os.getpid())
         unvisited = list(found)
         while unvisited:
-            for child in children.get(unvisited.pop(), ()):
+            for child in table.children.get(unvisited.pop(), ()):
                 if child not in found:
                     found.add(child)
                     unvisited.append(child)
-        self._known = {pid: table[pid].started for pid in found if pid in table and not table[pid].is_dead}
+        self._known = {pid: table.seen[pid] for pid in found if not table.seen[pid].is_dead}
         return set(self._known)
 
     def send(self, number: int, pids: Iterable[int]) -> None:
-        """Signal those of `pids` that the last look found. Gone ones, and those of another user, are passed over."""
+        """Signal those of `pids` that the last look found. Gone ones, and those of another user, are passed over.
+
+        The command's own process group gets it as a whole, which reaches a child that was born after the look.
+        """
+        group_is_done = False
         for pid in pids:
-            started = self._known.get(pid)
-            if started is None:
+            known = self._known.get(pid)
+            if known is None:
                 continue
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+            is_in_group = known.group == known.session == self._leader
+            if is_in_group and group_is_done:
+                continue
+            with contextlib.suppress(ProcessLookupError, PermissionError), reserved_descriptors():
                 pidfd = os.pidfd_open(pid)
                 try:
                     seen = _look_at(pid)
-                    if seen is not None and seen.started == started:
+                    if seen is None or seen.started != known.started:
+                        continue
+                    if is_in_group:
+                        group_is_done = True
+                        os.killpg(self._leader, number)
+                    else:
                         signal.pidfd_send_signal(pidfd, number)
                 finally:
                     os.close(pidfd)
+
+    def signal(self, *numbers: int) -> None:
+        """Send each of `numbers` to the whole tree."""
+        with self._frozen():
+            # Whom a cgroup holds is read anew in any case.
+            members = self.find(_FRESH_SECONDS if self.cgroup is None else _SHARED_SECONDS)
+            for number in numbers:
+                self.send(number, members)
 
     def kill(self) -> set[int]:
         """SIGKILL the whole tree without waiting; returns who was found alive.
@@ -103,22 +133,23 @@ class ProcessTree:
         Everything is stopped first, until looks find nobody new: a stopped process cannot fork. Two looks, because a
         process that forks and exits all the time can slip through one: its child came after the listing of /proc was
         read, and the parent was gone when its turn came. One that does so faster than a look takes is only caught by
-        its cgroup.
+        its cgroup, which is stopped as a whole.
         """
         stopped: set[int] = set()
         looks_without_news = 0
-        for _ in range(_MOST_ROUNDS):
-            fresh = self.find() - stopped
-            if fresh:
-                self.send(signal.SIGSTOP, fresh)
-                self._kill_cgroup()
-                stopped |= fresh
-                looks_without_news = 0
-            else:
-                looks_without_news += 1
-                if looks_without_news == _LOOKS_WITHOUT_NEWS:
-                    break
-        self.send(signal.SIGKILL, stopped)
+        with self._frozen():
+            for _ in range(_MOST_ROUNDS):
+                fresh = self.find() - stopped
+                if fresh:
+                    self.send(signal.SIGSTOP, fresh)
+                    self._looked = time.monotonic()  # what was seen before this is no news
+                    stopped |= fresh
+                    looks_without_news = 0
+                else:
+                    looks_without_news += 1
+                    if looks_without_news == _LOOKS_WITHOUT_NEWS:
+                        break
+            self.send(signal.SIGKILL, stopped)
         return stopped
 
     async def kill_until_gone(self) -> None:
@@ -132,45 +163,88 @@ class ProcessTree:
     async def wait_gone(self) -> None:
         """Wait until a look finds nobody alive."""
         interval = _FIRST_POLL_SECONDS
-        while self.find():
+        await trio.sleep(interval)
+        while self._is_known_alive() or self.find() or (self.cgroup is not None and self.cgroup.is_populated()):
             await trio.sleep(interval)
             interval = min(interval * 2, _LAST_POLL_SECONDS)
-        await trio.lowlevel.checkpoint()
 
-    def _in_session(self, table: dict[int, _Seen]) -> set[int]:
-        if self.leader_reaped and self._leader in table:
+    def _is_known_alive(self) -> bool:
+        """Tell whether one whom the last look found is there still; much cheaper than another look."""
+        with reserved_descriptors():
+            found = ((_look_at(pid), known) for pid, known in self._known.items())
+            return any(seen and seen.started == known.started and not seen.is_dead for seen, known in found)
+
+    @contextlib.contextmanager
+    def _frozen(self) -> Iterator[None]:
+        with reserved_descriptors(), self.cgroup.frozen() if self.cgroup is not None else contextlib.nullcontext():
+            yield
+
+    def _in_session(self, table: _Table) -> set[int]:
+        if self.leader_reaped and self._leader in table.seen:
             return set()  # the id was given to somebody else, and so was the session's number
-        return {pid for pid, seen in table.items() if seen.session == self._leader}
+        return table.sessions.get(self._leader, set())
 
-    def _in_cgroup(self) -> set[int]:
-        pids: set[int] = set()
-        if self._cgroup is not None:
-            with contextlib.suppress(OSError):
-                for listing in self._cgroup.rglob("cgroup.procs"):
-                    pids.update(map(int, listing.read_bytes().split()))
-        return pids - {0}  # 0 stands for a process outside our pid namespace
-
-    def _kill_cgroup(self) -> None:
-        if self._cgroup is not None:
-            with contextlib.suppress(OSError):  # before Linux 5.14 there is none, and the walk does it all
-                (self._cgroup / "cgroup.kill").write_text("1")
+    def _in_cgroup(self, table: _Table) -> set[int]:
+        threads = self.cgroup.threads() if self.cgroup is not None else set()
+        for pid in threads - table.seen.keys():
+            # No process but one of its further threads, or a process that began a moment ago.
+            seen = _look_at(pid) if _leads_its_process(pid) else None
+            if seen is not None:
+                table.add(pid, seen)
+        return threads & table.seen.keys()
 
 
 class _Seen(NamedTuple):
     parent: int
+    group: int
     session: int
     started: int
     is_dead: bool
 
 
-def _process_table() -> dict[int, _Seen]:
-    table = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            seen = _look_at(int(name))
-            if seen is not None:
-                table[int(name)] = seen
-    return table
+class _Table:
+    """What one pass over /proc saw."""
+
+    def __init__(self) -> None:
+        self.begun = time.monotonic()
+        self.seen: dict[int, _Seen] = {}
+        self.children: dict[int, list[int]] = {}
+        self.sessions: dict[int, set[int]] = {}
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                seen = _look_at(int(name))
+                if seen is not None:
+                    self.add(int(name), seen)
+        self.ended = time.monotonic()
+
+    def add(self, pid: int, seen: _Seen) -> None:
+        self.seen[pid] = seen
+        self.children.setdefault(seen.parent, []).append(pid)
+        self.sessions.setdefault(seen.session, set()).add(pid)
+
+    def has(self, pid: int, started: int) -> bool:
+        return pid in self.seen and self.seen[pid].started == started
+
+
+_tables: Final[deque[_Table]] = deque(maxlen=_LOOKS_WITHOUT_NEWS)
+
+
+def _look_around(after: float, most_seconds: float) -> _Table:
+    """Return what a pass over /proc saw that began after the moment *after*, and ended no longer ago than that."""
+    for table in _tables:
+        if table.begun > after and time.monotonic() - table.ended < most_seconds:
+            return table
+    with reserved_descriptors():
+        _tables.append(_Table())
+    return _tables[-1]
+
+
+def _leads_its_process(pid: int) -> bool:
+    try:
+        os.close(os.pidfd_open(pid))  # further threads are refused
+    except OSError:
+        return False
+    return True
 
 
 def _look_at(pid: int) -> _Seen | None:
@@ -185,4 +259,4 @@ def _look_at(pid: int) -> _Seen | None:
         return None
     # The name, in parentheses, may hold spaces and parentheses itself; field 3 comes after the last one.
     fields = line.rpartition(b")")[2].split()
-    return _Seen(int(fields[1]), int(fields[3]), int(fields[19]), fields[0] in (b"Z", b"X"))
+    return _Seen(int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]), fields[0] in (b"Z", b"X"))

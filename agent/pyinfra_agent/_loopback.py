@@ -10,32 +10,19 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
 import trio
 
 from pyinfra_agent_protocol import KeyFormatError
 from pyinfra_agent_protocol.keys import KeyPair, format_public, parse_public
 
-from ._authorized import Controller
+from ._authorized import OneController
+from ._controllers import Controller
 from ._log import be_quiet
 from ._server import Agent, prepare_process
 from ._settings import Settings
 
-if TYPE_CHECKING:
-    from pyinfra_agent_protocol.keys import PublicKey
-
 __all__ = ["main"]
-
-
-class _OneController:
-    """Lets one key in."""
-
-    def __init__(self, public: PublicKey) -> None:
-        self._controller = Controller(public.key, public.comment)
-
-    def find(self, key: bytes) -> Controller | None:
-        return self._controller if key == self._controller.key else None
 
 
 def main() -> int:
@@ -51,11 +38,14 @@ def main() -> int:
     settings = Settings(
         inherited_environment=dict(os.environb), home=os.getcwdb(), session_ttl_seconds=60.0, stop_seconds=0.0
     )
-    agent = Agent(settings, key, _OneController(public))
+    agent = Agent(settings, key, OneController(Controller(public.key, public.comment)))
 
     async def run() -> None:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        print(listeners[0].socket.getsockname()[1], format_public(key.public), flush=True)
+        try:
+            os.write(1, f"{listeners[0].socket.getsockname()[1]} {format_public(key.public)}\n".encode())
+        except BrokenPipeError:
+            return  # the controller has ended meanwhile
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_at_end_of_input, agent)
             await agent.run(listeners)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,7 +17,25 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["Settings"]
+__all__ = ["Cgroups", "OnLost", "Settings"]
+
+
+class OnLost(enum.Enum):
+    """What becomes of the commands of a controller that has vanished."""
+
+    KEEP = "keep"
+    """They run on; their results wait for it, as long as its session does."""
+    KILL = "kill"
+    """They are ended when it has been away for a while."""
+
+
+class Cgroups(enum.Enum):
+    """Whether each command gets a cgroup of its own."""
+
+    AUTO = "auto"
+    """Where the agent was given a cgroup to arrange."""
+    OFF = "off"
+    """Never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +43,8 @@ class Settings:
     """Everything that may differ between two agents.
 
     Attributes:
+        listen: addresses to listen on: host (None: every one) and port.
+        announce: tell the network that this agent is there.
         state_dir: keys and the journal of temporary files; None keeps nothing.
         inherited_environment: what commands get instead of a login environment (the loopback agent).
         home: where commands start and relative file names begin; None is the user's home directory.
@@ -34,13 +55,24 @@ class Settings:
         keepalive_missed: intervals of silence after which a link is lost.
         session_ttl_seconds: how long a session outlives its link.
         sessions_per_key_max, sessions_max: above these the oldest session that is lost and idle goes.
+        on_lost: what becomes of the commands of a session whose link is lost.
+        on_lost_after_seconds: with `OnLost.KILL`, how long a session may be without a link before its commands are
+            ended. A connector that has lost its link notices within 15 s and tries for 60 s to come back, unless it
+            is told otherwise: what is killed earlier may still be wanted.
         requests_max: requests that one session may have open.
+        commands_max: commands that the whole agent runs at once.  Each holds up to five descriptors, so that 512
+            of them, and as many links, stay within 4,096, the lowest hard limit that is usual.
+        umask: that of commands and of files that are made; None is the one this process has.
+        nice: the niceness of commands; None is the one this process has.
+        cgroups: whether each command gets a cgroup of its own.
         grace_seconds: between TERM and KILL.
         stop_seconds: what running requests have left to end in after SIGTERM.
         drain: when a command whose outputs stay open is over.
         sync: how far an uploaded file is pushed to the disk.
     """
 
+    listen: tuple[tuple[str | None, int], ...] = ()
+    announce: bool = True
     state_dir: Path | None = None
     inherited_environment: Mapping[bytes, bytes] | None = None
     home: bytes | None = None
@@ -51,7 +83,13 @@ class Settings:
     session_ttl_seconds: float = 600.0
     sessions_per_key_max: int = 64
     sessions_max: int = 1024
+    on_lost: OnLost = OnLost.KEEP
+    on_lost_after_seconds: float = 90.0
     requests_max: int = CHANNELS_MAX
+    commands_max: int = 512
+    umask: int | None = None
+    nice: int | None = None
+    cgroups: Cgroups = Cgroups.OFF
     grace_seconds: float = 5.0
     stop_seconds: float = 10.0
     drain: Drain = field(default_factory=Drain)

@@ -7,7 +7,8 @@ memory. What the child inherits is settled here or by the agent as a whole:
 - SIGPIPE and SIGXFSZ, which Python ignores, get their default back (`restore_signals`). Handlers vanish on exec.
   `inherit_nothing_of_the_agent` does the rest once, at the agent's start: signals that whoever started the agent
   ignores (SIGHUP under nohup), and its signal mask;
-- resource limits, umask and oom_score_adj are the agent's own: it changes none, and its unit must not either.
+- the limit of open descriptors is the one that the agent was started with (`_limits`). Other resource limits, umask
+  and oom_score_adj are the agent's own, and its unit must leave the limits and oom_score_adj as a login has them.
 
 Pipes, never socketpairs: `echo x >/dev/stdout` opens the descriptor anew, which a socket refuses. Linux 5.3 or newer,
 for pidfd_open.
@@ -25,11 +26,13 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from pyinfra_agent._limits import reserved_descriptors, start_limited
 from pyinfra_agent._pty import PtySize, in_terminal, open_terminal, terminal_environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
+
+    from pyinfra_agent._cgroup import Cgroup
 
 __all__ = ["Child", "Command", "SpawnFailed", "Stdin", "inherit_nothing_of_the_agent", "start_child"]
 
@@ -54,8 +57,9 @@ class Command:
     """What to run. `env` is all of the environment, and its PATH is where a bare program name is looked up.
 
     `stdin` may be a descriptor, which stays the caller's to close; `descriptors` stay open under their own numbers
-    in the command, for a script that travels as /dev/fd/N. With `pty` the command's output is all on stdout.
-    `cgroup` is a cgroup v2 directory that the caller made for this command alone, and removes after it.
+    in the command, for a script that travels as /dev/fd/N. With `pty` the command's output is all on stdout. `nice`
+    is the niceness that it runs with; None is the agent's own. `terminal_owner` is the user that the terminal is given
+    to.
     """
 
     argv: Sequence[bytes]
@@ -64,7 +68,8 @@ class Command:
     stdin: Stdin | int = Stdin.NONE
     pty: PtySize | None = None
     descriptors: Sequence[int] = ()
-    cgroup: Path | None = None
+    nice: int | None = None
+    terminal_owner: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +111,8 @@ def inherit_nothing_of_the_agent() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
-def start_child(command: Command) -> Child:
-    """Start `command` and return as soon as it has been executed; blocks for about a millisecond.
+def start_child(command: Command, cgroup: Cgroup | None = None) -> Child:
+    """Start `command`, in `cgroup`, and return as soon as it has been executed; blocks for about a millisecond.
 
     Raises:
         SpawnFailed: the command did not start.
@@ -117,8 +122,8 @@ def start_child(command: Command) -> Child:
     with contextlib.ExitStack() as on_failure:
         try:
             if command.pty is not None:
-                return _start_in_terminal(command, command.pty, on_failure)
-            return _start_with_pipes(command, on_failure)
+                return _start_in_terminal(command, cgroup, command.pty, on_failure)
+            return _start_with_pipes(command, cgroup, on_failure)
         except ValueError as error:
             raise SpawnFailed("arguments", errno.EINVAL, f"cannot run {_shown(command.argv[0])}: {error}") from error
         except OSError as error:
@@ -126,7 +131,7 @@ def start_child(command: Command) -> Child:
             raise SpawnFailed("resources", error.errno or 0, text) from error
 
 
-def _start_with_pipes(command: Command, on_failure: contextlib.ExitStack) -> Child:
+def _start_with_pipes(command: Command, cgroup: Cgroup | None, on_failure: contextlib.ExitStack) -> Child:
     stdout, childs_stdout = _pipe(on_failure)
     stderr, childs_stderr = _pipe(on_failure)
     stdin: int | None = None
@@ -135,7 +140,7 @@ def _start_with_pipes(command: Command, on_failure: contextlib.ExitStack) -> Chi
         childs_stdin, stdin = _pipe(on_failure)
     elif isinstance(command.stdin, int):
         childs_stdin = command.stdin
-    pid = _popen(command, command.argv, command.env, childs_stdin, childs_stdout, childs_stderr)
+    pid = _popen(command, cgroup, command.argv, command.env, childs_stdin, childs_stdout, childs_stderr)
     pidfd = _taken_up(pid, command)
     on_failure.pop_all()
     os.close(childs_stdout)
@@ -150,7 +155,9 @@ def _start_with_pipes(command: Command, on_failure: contextlib.ExitStack) -> Chi
     return Child(pid, pidfd, stdin, stdout, stderr, has_terminal=False)
 
 
-def _start_in_terminal(command: Command, size: PtySize, on_failure: contextlib.ExitStack) -> Child:
+def _start_in_terminal(
+    command: Command, cgroup: Cgroup | None, size: PtySize, on_failure: contextlib.ExitStack
+) -> Child:
     _check_program(command)  # the wrapper could only tell by an exit code
     try:
         master, slave = open_terminal(size)
@@ -159,9 +166,11 @@ def _start_in_terminal(command: Command, size: PtySize, on_failure: contextlib.E
         raise SpawnFailed("terminal", error.errno or 0, text) from error
     on_failure.callback(os.close, master)
     on_failure.callback(os.close, slave)
+    if command.terminal_owner is not None:
+        os.fchown(slave, command.terminal_owner, -1)  # as login(1) does: `$(tty)` is the user's to open
     childs_stdin = command.stdin if isinstance(command.stdin, int) else slave
     argv, env = in_terminal(command.argv, slave), terminal_environment(command.env, size)
-    pid = _popen(command, argv, env, childs_stdin, slave, slave)
+    pid = _popen(command, cgroup, argv, env, childs_stdin, slave, slave)
     pidfd = _taken_up(pid, command)
     on_failure.pop_all()
     os.close(slave)
@@ -177,10 +186,16 @@ def _pipe(on_failure: contextlib.ExitStack) -> tuple[int, int]:
 
 
 def _popen(
-    command: Command, argv: Sequence[bytes], env: Mapping[bytes, bytes], stdin: int, stdout: int, stderr: int
+    command: Command,
+    cgroup: Cgroup | None,
+    argv: Sequence[bytes],
+    env: Mapping[bytes, bytes],
+    stdin: int,
+    stdout: int,
+    stderr: int,
 ) -> int:
-    try:
-        child = subprocess.Popen(
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             list(argv),
             env=env,
             cwd=command.cwd,
@@ -190,6 +205,10 @@ def _popen(
             start_new_session=True,
             pass_fds=tuple(command.descriptors),
         )
+
+    try:
+        with cgroup.entered() if cgroup is not None else contextlib.nullcontext():
+            child = start_limited(start, max(stdout, stderr))
     except OSError as error:
         _explain(error, command)
     child.returncode = 0  # the child is ours to wait for: Popen's destructor must neither warn nor reap it
@@ -197,20 +216,17 @@ def _popen(
 
 
 def _taken_up(pid: int, command: Command) -> int:
-    """Move the child to its cgroup and return a descriptor for it.
-
-    The child was executed a moment ago. Should it have forked already, that grandchild stays outside the cgroup and
-    is found by its parent: the cgroup adds certainty to killing a tree, it does not replace the walk.
-    """
+    """Return a descriptor for the child, which was executed a moment ago."""
     try:
-        pidfd = os.pidfd_open(pid)
+        with reserved_descriptors():
+            pidfd = os.pidfd_open(pid)
     except OSError:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         raise
-    if command.cgroup is not None:
-        with contextlib.suppress(OSError):
-            (command.cgroup / "cgroup.procs").write_text(str(pid))
+    if command.nice is not None:
+        with contextlib.suppress(OSError):  # it is over, or not ours any more
+            os.setpriority(os.PRIO_PROCESS, pid, command.nice)
     return pidfd
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -22,6 +23,8 @@ from ._keys import StateError, default_state_dir, load_or_create_key
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ._settings import Settings
+
 __all__ = ["main"]
 
 _PROGRAM: Final = "pyinfra-agent"
@@ -31,12 +34,16 @@ USAGE: Final = """\
 usage: pyinfra-agent COMMAND ...
 
 On the machine that is to be managed:
-  serve       run the agent: [--listen HOST:PORT] [--state-dir DIR] [--no-announce]
-  authorize   let a controller in: [--state-dir DIR] 'KEY LINE'
-  key         print this agent's key line: [--state-dir DIR]
+  serve       run the agent: [--config FILE] [--listen HOST:PORT] [--state-dir DIR] [--no-announce]
+  authorize   let a controller in: [--config FILE] [--state-dir DIR] 'KEY LINE'
+  key         print this agent's key line: [--config FILE] [--state-dir DIR]
+  check-config
+              print the settings that the configuration file makes, or what is wrong with it: [FILE]
 
 On the machine that runs pyinfra:
   identity    print this controller's key line, making the key at first use
+  exec        run one command on an agent, as ssh does: HOST -- CMD [ARG...]
+  rsh         remote shell for rsync: rsync -e 'pyinfra-agent rsh' SRC HOST:DST
   loopback    run a private agent in the foreground and print the inventory name to use
 
 Each has --help. For example, to let this controller in on a target:
@@ -81,7 +88,10 @@ def _run(words: list[str]) -> int:
         return 0
     name, rest = words[0], words[1:]
     if name in _COMMANDS:
-        return _COMMANDS[name](rest)
+        try:
+            return _COMMANDS[name](rest)
+        except ModuleNotFoundError as error:
+            return _fail(f"{name} needs the package {error.name}: pip install 'pyinfra-agentd[agent]'")
     return _run_plugin(name, rest)
 
 
@@ -105,13 +115,37 @@ def _run_plugin(name: str, rest: list[str]) -> int:
 def _state_parser(name: str, description: str) -> _Parser:
     parser = _Parser(prog=f"{_PROGRAM} {name}", description=description)
     parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="the configuration file (default: /etc/pyinfra-agent/agent.toml for root,"
+        " ~/.config/pyinfra-agent/agent.toml for others, if it is there)",
+    )
+    parser.add_argument(
         "--state-dir",
         type=Path,
-        default=default_state_dir(),
         metavar="DIR",
-        help="the agent's key and authorized_controllers (default: %(default)s)",
+        help="the agent's key and authorized_controllers (default: the configuration's state_dir,"
+        " else /var/lib/pyinfra-agent for root, ~/.local/state/pyinfra-agent for others)",
     )
     return parser
+
+
+def _load_settings(path: Path | None) -> Settings:
+    from ._config import ConfigError, load_config
+
+    try:
+        return load_config(path)
+    except ConfigError as error:
+        for line in error.lines:
+            _fail(line)
+        sys.exit(1)
+
+
+def _state_dir(arguments: argparse.Namespace) -> Path:
+    """Return where the agent keeps its state: as the command line says, else as the configuration does."""
+    given: Path | None = arguments.state_dir
+    return given or _load_settings(arguments.config).state_dir or default_state_dir()
 
 
 def _serve(rest: list[str]) -> int:
@@ -125,31 +159,38 @@ def _serve(rest: list[str]) -> int:
     )
     parser.add_argument("--no-announce", action="store_true", help="do not announce this agent on the network")
     arguments = parser.parse_args(rest)
-    try:
-        from ._serve import serve
-    except ModuleNotFoundError as error:
-        return _fail(f"serve needs the package {error.name}: pip install 'pyinfra-agentd[agent]'")
-    try:
-        addresses = [parse_listen(text) for text in arguments.listen or [f":{DEFAULT_PORT}"]]
-    except ValueError as error:
-        parser.error(str(error))
-    return serve(arguments.state_dir, addresses)
+    from ._config import parse_address
+    from ._serve import serve
+
+    settings = _load_settings(arguments.config)
+    if arguments.listen:
+        try:
+            settings = replace(settings, listen=tuple(map(parse_address, arguments.listen)))
+        except ValueError as error:
+            parser.error(f"--listen {error}")
+    if arguments.no_announce:
+        settings = replace(settings, announce=False)
+    return serve(settings, arguments.state_dir or settings.state_dir or default_state_dir())
 
 
-def parse_listen(text: str) -> tuple[str | None, int]:
-    """Read `HOST:PORT`, `[IPV6]:PORT` or `:PORT`; the host is None for every address.
+def _check_config(rest: list[str]) -> int:
+    parser = _Parser(
+        prog=f"{_PROGRAM} check-config",
+        description="Print the settings that the agent would run with, as a configuration file, or what is wrong.",
+    )
+    parser.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE",
+        nargs="?",
+        help="the configuration file (default: the one that `pyinfra-agent serve` reads)",
+    )
+    arguments = parser.parse_args(rest)
+    from ._config import format_config
 
-    Raises:
-        ValueError: it is none of these; the text says what it should look like.
-    """
-    host, separator, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        separator = ""
-    if not separator or not port.isascii() or not port.isdigit() or int(port) > 65_535:
-        raise ValueError(f"--listen {text!r} is not HOST:PORT, like 0.0.0.0:{DEFAULT_PORT} or [::1]:{DEFAULT_PORT}")
-    return host or None, int(port)
+    settings = _load_settings(arguments.file)
+    print(format_config(replace(settings, state_dir=settings.state_dir or default_state_dir())), end="")
+    return 0
 
 
 def _authorize(rest: list[str]) -> int:
@@ -160,7 +201,7 @@ def _authorize(rest: list[str]) -> int:
     arguments = parser.parse_args(rest)
     from ._authorized import AuthorizedControllers
 
-    controllers = AuthorizedControllers(arguments.state_dir)
+    controllers = AuthorizedControllers(_state_dir(arguments))
     # Unquoted, a key line is several words: what was meant is plain.
     controller = controllers.authorize(" ".join(arguments.line))
     print(
@@ -173,9 +214,9 @@ def _key(rest: list[str]) -> int:
     arguments = _state_parser(
         "key", "Print this agent's key line, as known_agents and agent_public_key take it."
     ).parse_args(rest)
-    pair = load_or_create_key(arguments.state_dir)
+    pair = load_or_create_key(_state_dir(arguments))
     print(format_public(pair.public))
     return 0
 
 
-_COMMANDS: Final = {"serve": _serve, "authorize": _authorize, "key": _key}
+_COMMANDS: Final = {"serve": _serve, "authorize": _authorize, "key": _key, "check-config": _check_config}

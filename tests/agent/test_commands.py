@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import resource
 import signal
+import sys
 
 import pytest
 import trio
 
+from pyinfra_agent import _commands
+from pyinfra_agent._limits import RareLog
 from pyinfra_agent._process import Drain
-from pyinfra_agent_protocol import Exec, PtySize
+from pyinfra_agent._settings import OnLost
+from pyinfra_agent_protocol import CloseSession, Exec, PtySize
 from tests.agent.helpers import House, is_alive, sh, socket_pair, until
 
 MIB = 1024 * 1024
@@ -93,7 +99,7 @@ def script_of(size: int) -> bytes:
     return head + line * count + b"#" * (rest - 1) + b"\n" * bool(rest) + tail
 
 
-@pytest.mark.parametrize("size", [40 * 1024, 128 * 1024 - 1, 128 * 1024, 200 * 1024, MIB])
+@pytest.mark.parametrize("size", [40 * 1024, 128 * 1024 - 1, 128 * 1024, 200 * 1024, 10 * MIB])
 async def test_script_longer_than_a_frame_runs_whole(controller, size):
     """Up to 128 KiB as an argument, above that from a descriptor: Linux takes no longer argument."""
     script = script_of(size)
@@ -148,6 +154,18 @@ async def test_command_that_takes_too_long_is_ended_with_all_it_started(controll
     assert call.result.reason == "timeout"
     assert call.result.signal == signal.SIGTERM
     await until(lambda: not is_alive(int(call.out)))
+
+
+async def test_fifty_timeouts_leave_no_task_and_no_descriptor(controller, house):
+    await controller.ask(sh("true"))
+    await trio.testing.wait_all_tasks_blocked()
+    tasks, descriptors = trio.lowlevel.current_statistics().tasks_living, len(os.listdir("/proc/self/fd"))
+    calls = [controller.start(sh("sleep 60 & exec sleep 60", timeout_ms=1 + number)) for number in range(50)]
+    for call in calls:
+        assert (await call.wait()).reason == "timeout"
+    await until(lambda: trio.lowlevel.current_statistics().tasks_living <= tasks)
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
+    assert house.supervisor.unfinished == 0
 
 
 async def test_command_that_ignores_the_end_of_its_time_is_killed(nursery):
@@ -295,6 +313,150 @@ async def test_resize_and_signal_without_a_terminal_or_after_the_end_do_no_harm(
     controller.end(call)
     controller.wake()
     assert (await call.wait()).exit == 1
+
+
+# -- limits
+
+
+async def test_command_beyond_the_limit_is_refused_with_what_to_do_and_runs_when_there_is_room(nursery):
+    house = House(nursery, commands_max=2)
+    first, second = await house.welcome(), await house.welcome()
+    running = [controller.start(sh("echo on; read x", stdin=True)) for controller in (first, second)]
+    for call in running:
+        await call.wait_line()
+    refused = await first.ask(sh("true"))
+    assert refused.refusal.code == "limit"
+    assert "2 commands" in refused.refusal.text
+    assert "max_commands" in refused.refusal.text
+    second.end(running[1])
+    await running[1].wait()
+    assert (await first.ask(sh("true"))).result.exit == 0
+
+
+async def test_command_that_drains_counts_as_one_that_runs(nursery):
+    house = House(nursery, commands_max=1, drain=Drain(30, 30))
+    controller = await house.welcome()
+    draining = controller.start(sh("echo on; sleep 600 & exit 0"))
+    await draining.wait_line()
+    assert (await controller.ask(sh("true"))).refusal.code == "limit"
+    controller.cancel(draining)
+    await draining.wait()
+    assert (await controller.ask(sh("true"))).result.exit == 0
+
+
+async def test_command_has_the_niceness_of_the_settings(nursery):
+    controller = await House(nursery, nice=os.nice(0) + 3).welcome()
+    call = await controller.ask(sh("sleep 0.05; nice; sh -c nice"))
+    assert call.out.split() == [str(os.nice(0) + 3).encode()] * 2
+
+
+async def test_command_that_uses_up_its_descriptors_fails_alone(controller):
+    python = "import os\nwhile True: os.dup(0)\n"
+    call = await controller.ask(Exec((os.fsencode(sys.executable), b"-c", python.encode())))
+    assert call.result.exit == 1
+    assert b"Too many open files" in call.err
+    assert (await controller.ask(sh("echo fine"))).out == b"fine\n"
+
+
+@pytest.fixture
+def no_descriptors():
+    """A switch: within it this process cannot open anything."""
+
+    @contextlib.contextmanager
+    def exhausted():
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+    return exhausted
+
+
+async def test_agent_without_descriptors_refuses_and_recovers(controller, no_descriptors, capsys, monkeypatch):
+    monkeypatch.setattr(_commands, "_out_of_resources", RareLog("spawn-failed"))
+    script = script_of(200 * 1024)
+    with no_descriptors():
+        for _ in range(20):
+            refusal = (await controller.ask(sh("true"))).refusal
+            assert (refusal.code, refusal.text) == ("spawn", "cannot run sh: too many open files")
+        call = await controller.ask(Exec((b"sh", b"-c", b""), script_index=2, script_size=len(script)), script)
+        assert call.refusal.code == "spawn"
+        assert "too many open files" in call.refusal.text
+    assert (await controller.ask(sh("echo again"))).out == b"again\n"
+    lines = [line for line in capsys.readouterr().err.splitlines() if "spawn-failed" in line]
+    assert len(lines) == 1
+
+
+# -- a controller that vanishes
+
+
+STUBBORN = "trap '' TERM; setsid sh -c 'trap \"\" TERM; echo $$; while :; do sleep 1; done' & echo $$; wait; sleep 600"
+
+
+async def two_pids(call):
+    return [int(await call.wait_line()), int(await call.wait_line())]
+
+
+async def test_lost_session_keeps_its_commands_by_default(nursery):
+    house = House(nursery, session_ttl_seconds=0.1, drain=Drain(0.05, 0.1))
+    controller = await house.welcome()
+    call = controller.start(sh("echo $$; exec sleep 600"))
+    pid = int(await call.wait_line())
+    await controller.cut()
+    await until(lambda: not house.sessions.sessions)
+    await trio.sleep(0.1)
+    assert is_alive(pid)
+    os.kill(pid, signal.SIGKILL)
+
+
+async def test_lost_session_ends_its_commands_after_the_time_that_was_set(nursery):
+    house = House(nursery, on_lost=OnLost.KILL, on_lost_after_seconds=0.2, grace_seconds=0.1, drain=Drain(0.05, 0.1))
+    controller = await house.welcome()
+    pids = await two_pids(controller.start(sh(STUBBORN)))
+    await controller.cut()
+    await trio.sleep(0.05)
+    assert all(map(is_alive, pids))
+    await until(lambda: not any(map(is_alive, pids)))
+    assert house.sessions.sessions
+
+
+async def test_controller_that_comes_back_in_time_finds_its_command_and_one_that_does_not_how_it_ended(nursery):
+    house = House(nursery, on_lost=OnLost.KILL, on_lost_after_seconds=0.3, grace_seconds=0.1, drain=Drain(0.05, 0.1))
+    controller = await house.welcome(socket_pair)
+    call = controller.start(sh("echo $$; exec sleep 600"))
+    pid = int(await call.wait_line())
+    await controller.cut()
+    await controller.resume(house, socket_pair)
+    await trio.sleep(0.5)
+    assert is_alive(pid)
+    await controller.cut()
+    await until(lambda: not is_alive(pid))
+    await controller.resume(house, socket_pair)
+    assert (await call.wait()).reason == "cancelled"
+
+
+async def test_session_that_ends_before_that_time_ends_its_commands_then(nursery):
+    house = House(nursery, on_lost=OnLost.KILL, session_ttl_seconds=0.1, grace_seconds=0.1, drain=Drain(0.05, 0.1))
+    controller = await house.welcome()
+    call = controller.start(sh("echo $$; exec sleep 600"))
+    pid = int(await call.wait_line())
+    await controller.cut()
+    await until(lambda: not is_alive(pid))
+
+
+async def test_session_that_was_closed_keeps_its_commands(nursery):
+    """The controller has not vanished: it said that it does not want to know."""
+    house = House(nursery, on_lost=OnLost.KILL, on_lost_after_seconds=0, grace_seconds=0.1, drain=Drain(0.05, 0.1))
+    controller = await house.welcome()
+    call = controller.start(sh("echo $$; exec sleep 600"))
+    pid = int(await call.wait_line())
+    controller.start(CloseSession())
+    await until(lambda: not house.sessions.sessions)
+    await trio.sleep(0.1)
+    assert is_alive(pid)
+    os.kill(pid, signal.SIGKILL)
 
 
 # -- failures

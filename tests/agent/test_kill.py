@@ -8,16 +8,18 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
+from pyinfra_agent import _kill
+from pyinfra_agent._cgroup import open_cgroups
 from pyinfra_agent._kill import ProcessTree, become_subreaper
 from pyinfra_agent._process import Exit, Supervisor
 from pyinfra_agent._pty import PtySize
 from pyinfra_agent._spawn import Command, Stdin
+from tests.agent.cgroups import delegated_cgroup
 
 ENV = {b"PATH": b"/usr/local/bin:/usr/bin:/bin"}
 PR_SET_CHILD_SUBREAPER = 36
@@ -39,20 +41,12 @@ def supervisor(nursery):
 
 
 @pytest.fixture
-def cgroup():
-    """A cgroup of its own for one command, removed afterwards."""
-    mounts = Path("/proc/self/mounts").read_text().splitlines()
-    places = [Path(line.split()[1]) for line in mounts if line.split()[2] == "cgroup2"]
-    for place in places:
-        directory = place / f"pyinfra-agent-test-{os.getpid()}"
-        try:
-            directory.mkdir()
-        except OSError:
-            continue
-        yield directory
-        directory.rmdir()
-        return
-    pytest.skip("no cgroup v2 hierarchy that may be written to")
+def contained(nursery):
+    """A supervisor whose commands have cgroups of their own."""
+    with delegated_cgroup():
+        cgroups = open_cgroups()
+        yield Supervisor(nursery, cgroups)
+        cgroups.close()
 
 
 def sh(script, **fields):
@@ -112,6 +106,17 @@ async def test_grandchild_in_its_own_session_that_ignores_sigterm_is_killed(supe
     assert await process.terminate_tree(grace_seconds=0.1) == set()
     assert not any(map(is_alive, pids))
     assert (await process.wait()).signal == signal.SIGTERM
+    process.abandon()
+
+
+async def test_child_that_is_born_after_the_look_gets_the_signal_with_its_group(supervisor):
+    process = supervisor.spawn(sh("read go; sleep 300 & echo $!; wait", stdin=Stdin.PIPE))
+    members = process._tree.find()
+    await process.write_stdin(b"go\n")
+    (born,) = await read_pids(process, 1)
+    assert born not in members
+    process._tree.send(signal.SIGTERM, members)
+    await until(lambda: not is_alive(born))
     process.abandon()
 
 
@@ -197,10 +202,8 @@ async def test_fork_bomb_is_killed(supervisor):
     await until(lambda: not supervisor.discarding)  # whoever lived would hold the outputs open
 
 
-async def test_cgroup_reaches_an_orphan_that_nothing_else_attributes(supervisor, cgroup):
-    script = "read go; setsid sleep 300 & echo $!; setsid sh -c 'sleep 300 & echo $!'; exit 0"
-    process = supervisor.spawn(sh(script, cgroup=cgroup, stdin=Stdin.PIPE))
-    await process.write_stdin(b"go\n")
+async def test_cgroup_reaches_an_orphan_that_nothing_else_attributes(contained):
+    process = contained.spawn(sh("setsid sleep 300 & echo $!; setsid sh -c 'sleep 300 & echo $!'; exit 0"))
     pids = await read_pids(process, 2)
     await process.wait()
     assert await process.terminate_tree(grace_seconds=0) == set()
@@ -208,22 +211,71 @@ async def test_cgroup_reaches_an_orphan_that_nothing_else_attributes(supervisor,
     process.abandon()
 
 
-async def test_cgroup_does_not_limit_the_walk(supervisor, cgroup):
+async def test_cgroup_does_not_limit_the_walk(contained):
     """A descendant that left the cgroup, as one of sudo does through PAM, is killed with the rest."""
-    script = f"sh -c 'echo $$ >{cgroup.parent}/cgroup.procs; echo $$; exec setsid -w sleep 300' & echo $$; wait"
-    process = supervisor.spawn(sh(script, cgroup=cgroup))
+    outside = contained._cgroups.own
+    script = f"sh -c 'echo $$ >{outside}/cgroup.procs; echo $$; exec setsid -w sleep 300' & echo $$; wait"
+    process = contained.spawn(sh(script))
     pids = await read_pids(process, 2)
+    assert not process._cgroup.threads().issuperset(pids)
     assert await process.terminate_tree(grace_seconds=0) == set()
     assert not any(map(is_alive, pids))
     process.abandon()
 
 
-async def test_missing_cgroup_is_no_obstacle(supervisor, tmp_path):
-    process = supervisor.spawn(sh("echo $$; sleep 300", cgroup=tmp_path / "absent"))
-    pids = await read_pids(process, 1)
-    assert await process.terminate_tree() == set()
-    assert not is_alive(pids[0])
+async def test_chain_that_forks_and_exits_faster_than_a_look_is_caught_by_its_cgroup(contained):
+    chain = (
+        "import os\n"
+        "print(os.getpid(), flush=True)\n"
+        "for link in range(200_000):\n"  # bounded, in case it is not caught
+        "    if os.fork():\n"
+        "        os._exit(0)\n"
+        "    os.setsid()\n"
+    )
+    process = contained.spawn(Command([os.fsencode(sys.executable), b"-c", chain.encode()], ENV))
+    await read_pids(process, 1)
+    assert process._cgroup.is_populated()
+    await process.terminate_tree(grace_seconds=0)
+    assert not process._cgroup.is_populated()
     process.abandon()
+    with trio.fail_after(5):
+        await until(lambda: not contained.discarding)  # whoever lived would hold the outputs open
+
+
+async def test_threads_of_one_process_are_no_obstacle(contained):
+    script = "import threading, time\nfor _ in range(5): threading.Thread(target=time.sleep, args=(300,)).start()\n"
+    script += "print(threading.get_native_id(), flush=True)\n"
+    process = contained.spawn(Command([os.fsencode(sys.executable), b"-c", script.encode()], ENV))
+    (pid,) = await read_pids(process, 1)
+    assert len(process._cgroup.threads()) == 6
+    assert process._tree.find() == {pid}
+    assert await process.terminate_tree(grace_seconds=1) == set()
+    process.abandon()
+
+
+async def test_daemon_of_an_earlier_command_is_untouched_in_its_cgroup(contained):
+    earlier = contained.spawn(sh("setsid sleep 300 >/dev/null 2>&1 & echo $!"))
+    (daemon,) = await read_pids(earlier, 1)
+    await earlier.wait()
+    earlier.abandon()
+    later = contained.spawn(sh(f"{STUBBORN} echo $$; wait"))
+    assert later._cgroup.path != earlier._cgroup.path
+    await read_pids(later, 2)
+    assert await later.terminate_tree(grace_seconds=0.05) == set()
+    later.abandon()
+    assert is_alive(daemon)
+    os.kill(daemon, signal.SIGKILL)
+    await until(lambda: contained.reap_orphans() or is_reaped(daemon))
+
+
+async def test_five_hundred_trees_ended_at_once_share_their_looks(supervisor, monkeypatch):
+    looks = []
+    real = _kill._Table.__init__
+    monkeypatch.setattr(_kill._Table, "__init__", lambda table: (looks.append(1), real(table))[1])
+    trees = [ProcessTree(2**22 + number) for number in range(500)]  # of nobody
+    for tree in trees:
+        assert tree.kill() == set()
+    assert len(looks) < 250  # each needs two
 
 
 def test_reused_process_id_is_not_signalled():
@@ -231,7 +283,8 @@ def test_reused_process_id_is_not_signalled():
     with subprocess.Popen(["sleep", "300"], start_new_session=True) as victim:
         tree = ProcessTree(victim.pid)
         assert tree.find() == {victim.pid}
-        tree._known[victim.pid] -= 1  # as if it had started earlier than the one there now
+        known = tree._known[victim.pid]
+        tree._known[victim.pid] = known._replace(started=known.started - 1)  # as if it were another, and gone
         tree.send(signal.SIGKILL, {victim.pid})
         with pytest.raises(subprocess.TimeoutExpired):
             victim.wait(0.1)
