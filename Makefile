@@ -9,7 +9,7 @@ BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint soak fuzz bench bench-full clean
+.PHONY: help demo test lint soak matrix fuzz bench bench-full clean
 
 help: ## say what the targets do
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -23,13 +23,15 @@ demo: $(INSTALLED) ## run examples/site.py twice through @agent/loopback; the se
 	'$(BIN)/pyinfra' -y --json "$$@" > second-run.json && \
 	'$(BIN)/python' '$(CURDIR)/examples/no_changes.py' second-run.json
 
+TESTS := tests/protocol tests/agent tests/connector $(wildcard tests/test_*.py) tests/stranger tests/fuzz tests/e2e \
+    tests/files tests/privilege tests/faults tests/network tests/matrix
+
 # One process each. trio cannot run in a process that gevent has patched, so agent and connector are apart; and a
 # directory that has lost its tests fails here (pytest exits with 5) instead of hiding behind the others. --basetemp,
 # because pytest otherwise sweeps directories that all its runs of one user share, and two at once trip over each other.
 test: $(INSTALLED) ## run every test
 	@directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && \
-	for tests in tests/protocol tests/agent tests/connector tests/test_*.py tests/stranger tests/fuzz tests/e2e tests/faults \
-	    tests/network; do \
+	for tests in $(TESTS); do \
 	    '$(BIN)/pytest' --basetemp="$$directory/pytest" "$$tests" || exit; \
 	done
 
@@ -39,9 +41,14 @@ lint: $(INSTALLED) ## check style, formatting, types and who imports whom
 	@'$(BIN)/mypy'
 	@'$(BIN)/lint-imports'
 
-soak: $(INSTALLED) ## the long forms of the fault and network tests, about an hour
-	@PYINFRA_AGENT_SOAK=1 '$(BIN)/pytest' --basetemp="$$(mktemp -d)/pytest" tests/faults
-	@PYINFRA_AGENT_SOAK=1 '$(BIN)/pytest' --basetemp="$$(mktemp -d)/pytest" tests/network
+soak: $(INSTALLED) ## the long forms of the tests, more than an hour
+	@directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && \
+	for tests in tests/e2e tests/files tests/faults tests/network; do \
+	    PYINFRA_AGENT_SOAK=1 '$(BIN)/pytest' --basetemp="$$directory/pytest" "$$tests" || exit; \
+	done
+
+matrix: $(INSTALLED) ## every pyinfra on every Python, each in an environment of its own, about 25 minutes; needs root
+	@'$(BIN)/python' tests/matrix/run.py --container
 
 FUZZ_SECONDS ?= 600
 fuzz: $(INSTALLED) ## look for inputs that the protocol does not survive; FUZZ_SECONDS=600
@@ -54,7 +61,7 @@ bench-full: $(INSTALLED) ## the long form: more samples, and files of 1 GiB
 	@'$(BIN)/python' bench/run.py --full
 
 clean: ## remove .venv and what the tools left behind
-	rm -rf .venv dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .matrix dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find agent bench connector examples protocol tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip 25.1 is the first that knows --group, and a new environment has whatever came with its Python.
