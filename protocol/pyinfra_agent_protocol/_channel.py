@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from ._errors import FrameInvalid
 from ._frames import FrameType
+from ._saved import SavedChannel, SavedPart
 from ._window import Budget, ReceiveWindow, SendWindow
 
 if TYPE_CHECKING:
@@ -87,6 +88,36 @@ class Channel:
         """Put a frame behind those that wait."""
         self.queue.append((kind, stream, body))
         self.queued_bytes += len(body)
+
+    def export(self) -> SavedChannel:
+        """Return the channel's state."""
+        send, receive = self.send_window, self.receive_window
+        return SavedChannel(
+            number=self.id,
+            up=self.up.value,
+            down=self.down.value,
+            send_limit=send.limit,
+            sent=send.sent,
+            limit=receive.limit,
+            received=receive.received,
+            consumed=receive.consumed,
+            size=receive.size,
+            stated=receive.stated,
+            peer_waits=receive.peer_waits,
+            peer_reached=receive.peer_reached,
+            queue=tuple(SavedPart(int(kind), stream, bytes(body)) for kind, stream, body in self.queue),
+        )
+
+    @classmethod
+    def restore(cls, saved: SavedChannel, budget: Budget) -> Channel:
+        """Return the channel whose state was saved."""
+        channel = cls(saved.number, budget)
+        channel.up, channel.down = Half(saved.up), Half(saved.down)
+        channel.send_window.limit, channel.send_window.sent = saved.send_limit, saved.sent
+        channel.receive_window.restore(saved)
+        for part in saved.queue:
+            channel.push(FrameType(part.kind), part.stream, part.body)
+        return channel
 
     def close(self) -> None:
         """Take note of the last frame: nothing goes up any more, and no window is needed."""

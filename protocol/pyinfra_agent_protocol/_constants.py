@@ -28,6 +28,9 @@ WINDOW_INITIAL_BYTES: Final = 128 * 1024
 #: Length of a session's identifier, chosen by the controller at random.
 SESSION_ID_BYTES: Final = 16
 
+#: Of the form of a command that an agent may keep and show.
+LABEL_MAX_CHARACTERS: Final = 1024
+
 #: Channel identifiers are unsigned 32-bit numbers from 1; 0 is the session itself.
 CHANNEL_ID_MAX: Final = 2**32 - 1
 

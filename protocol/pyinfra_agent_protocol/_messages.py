@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Final, NamedTuple
 
-from ._constants import FRAME_BODY_MAX_BYTES, SESSION_ID_BYTES, WINDOW_INITIAL_BYTES
-from ._constants_link import CERTIFICATE_MAX_BYTES
+from ._constants import FRAME_BODY_MAX_BYTES, LABEL_MAX_CHARACTERS, SESSION_ID_BYTES, WINDOW_INITIAL_BYTES
+from ._constants_link import CERTIFICATE_MAX_BYTES, KEY
 from ._digest import DIGEST_BYTES
 from ._errors import MessageInvalid
 from ._fields import (
@@ -116,6 +116,8 @@ class Welcome(Message):
         channels: requests that may be open at once.
         ttl: seconds for which the agent keeps the session after a link was lost.
         user: name of the user that the agent runs as.
+        next_key: the key that the agent will have after its rotation, for those who pinned the one it has now; b"" if
+            there is none.
     """
 
     NAME: ClassVar[str] = "welcome"
@@ -126,6 +128,7 @@ class Welcome(Message):
     version: str = field(text(64), "")
     hostname: str = field(text(255), "")
     user: str = field(text(255), "")
+    next_key: bytes = field(binary(KEY), b"")
 
 
 # --- frames about the link ---
@@ -257,6 +260,7 @@ class Exec(Request):
         script_size: length of that script in bytes; for scripts that one frame cannot hold.
         pty: run in a terminal of this size; stderr then arrives as stdout.
         timeout_ms: milliseconds after which the agent ends the command.
+        label: the command as it may be shown and kept, with its secrets masked; argv never is.
     """
 
     NAME: ClassVar[str] = "exec"
@@ -270,6 +274,7 @@ class Exec(Request):
     script_size: int = field(integer(0, 64 * 1024 * 1024), 0)
     pty: PtySize | None = field(nullable(record(PtySize)), None)
     timeout_ms: int | None = field(nullable(integer(1, _U32)), None)
+    label: str = field(text(LABEL_MAX_CHARACTERS), "")
 
     def __post_init__(self) -> None:
         if (self.script_index is None) != (self.script_size == 0):

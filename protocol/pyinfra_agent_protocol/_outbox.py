@@ -17,10 +17,13 @@ from ._constants import (
     RECORD_PLAINTEXT_MAX_BYTES,
     RETAINED_MAX_BYTES,
 )
-from ._errors import ResumeInvalid
-from ._frames import FrameType, encode_counter, encode_header
+from ._errors import FrameInvalid, ResumeInvalid
+from ._frames import NUMBERED, FrameType, encode_counter, encode_header, split_frames
+from ._saved import SavedFrame
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ._channel import Channel
 
 __all__ = ["Outbox"]
@@ -36,6 +39,13 @@ class _Kept(NamedTuple):
     channel: int
     header: bytes
     body: bytes | memoryview
+
+
+def _restored(saved: SavedFrame) -> _Kept:
+    frames = split_frames(saved.header + saved.body)
+    if len(frames) != 1 or frames[0].kind not in NUMBERED:
+        raise FrameInvalid("a saved frame that is not one numbered frame")
+    return _Kept(frames[0].kind, frames[0].channel, saved.header, saved.body)
 
 
 class Outbox:
@@ -89,6 +99,10 @@ class Outbox:
         """Grant *channel* bytes up to *limit*."""
         self._credits[channel] = limit
 
+    def forget_credit(self, channel: int) -> None:
+        """Grant nothing that was not written yet: no more comes on *channel*."""
+        self._credits.pop(channel, None)
+
     def say(self, kind: FrameType, body: bytes) -> None:
         """Send an unnumbered frame about the link; a later one of its kind replaces it."""
         self._notices[kind] = body
@@ -116,6 +130,31 @@ class Outbox:
         self._blocked.pop(channel, None)
         if self._urgent:
             self._urgent = deque(kept for kept in self._urgent if kept.channel != channel)
+
+    # --- handing over ---
+
+    def export(self) -> tuple[tuple[SavedFrame, ...], tuple[SavedFrame, ...]]:
+        """Return the frames that are retained, and those that wait ahead of all DATA."""
+        retained, urgent = (
+            tuple(SavedFrame(kept.header, bytes(kept.body)) for kept in queue)
+            for queue in (self._retained, self._urgent)
+        )
+        return retained, urgent
+
+    def restore(self, acknowledged: int, retained: Iterable[SavedFrame], urgent: Iterable[SavedFrame]) -> None:
+        """Become, from empty, as an outbox was when it was exported; `start_link` follows.
+
+        Raises:
+            FrameInvalid: a header does not belong to its body.
+        """
+        self.acknowledged = acknowledged
+        for saved in retained:
+            self._keep(_restored(saved))
+        for saved in urgent:
+            kept = _restored(saved)
+            self._urgent.append(kept)
+            if kept.kind is FrameType.OPEN:
+                self._unopened.add(kept.channel)
 
     # --- acknowledgement and resumption ---
 

@@ -42,6 +42,7 @@ from ._events import (
 )
 from ._frames import NUMBERED, Frame, FrameType, decode_counter, split_frames
 from ._messages import (
+    REQUESTS,
     Cancel,
     End,
     Goodbye,
@@ -56,6 +57,7 @@ from ._messages import (
     encode_request,
 )
 from ._outbox import Outbox
+from ._saved import SavedSession, decode_saved, encode_saved
 from ._window import Budget
 
 if TYPE_CHECKING:
@@ -201,6 +203,62 @@ class Session:
         self._channels.clear()
         self._outbox = Outbox()
 
+    def export(self) -> bytes:
+        """Return the state of a session without a link, for `restore` in another process; it must not be used again.
+
+        Raises:
+            LocalProtocolError: a link carries the session, or it is over.
+        """
+        if self._attached or self._broken:
+            raise LocalProtocolError("a session with a link, or one that is over, cannot be handed over")
+        retained, urgent = self._outbox.export()
+        return encode_saved(
+            SavedSession.make(
+                side=self.side.value,
+                received=self.received,
+                acknowledged=self._outbox.acknowledged,
+                channels_max=self.channels_max,
+                last_channel=self._last_channel,
+                channels=tuple(channel.export() for channel in self._channels.values()),
+                retained=retained,
+                urgent=urgent,
+                requests={number: request.NAME for number, request in self._requests.items()},
+            )
+        )
+
+    @classmethod
+    def restore(
+        cls,
+        data: bytes,
+        *,
+        budget: Budget | None = None,
+        channels_max: int = CHANNELS_MAX,
+        retained_max_bytes: int = RETAINED_MAX_BYTES,
+    ) -> Session:
+        """Return the session whose state `export` returned; to the peer it is the same one.
+
+        The arguments mean what they mean to a new session. A peer that was allowed more channels may use them.
+
+        Raises:
+            RemoteProtocolError: *data* is no such state, or of a version that is not understood.
+        """
+        saved = decode_saved(data)
+        session = cls(
+            Side(saved.side),
+            budget=budget,
+            channels_max=max(channels_max, saved.channels_max),
+            retained_max_bytes=retained_max_bytes,
+        )
+        session.received = saved.received
+        session._last_channel = saved.last_channel
+        session._outbox.restore(saved.acknowledged, saved.retained, saved.urgent)
+        for number, name in saved.requests.items():
+            if name not in REQUESTS:
+                raise MessageInvalid(f"saved-session: there is no request {name!r}")
+            session._requests[number] = REQUESTS[name]
+        session._channels = {channel.number: Channel.restore(channel, session._budget) for channel in saved.channels}
+        return session
+
     # --- receiving ---
 
     def receive_record(self, plaintext: bytes) -> list[Event]:
@@ -241,7 +299,7 @@ class Session:
         if found is None or found.down is Half.CLOSED or self._broken:
             return
         limit = found.receive_window.consume(count)
-        if limit is not None:
+        if limit is not None and (self.side is Side.CONNECTOR or found.up is Half.FLOWING):
             self._outbox.say_credit(channel, limit)
 
     # --- sending ---
@@ -457,6 +515,8 @@ class Session:
         end = End.decode(frame.body)
         if self._receive_up(frame) is None:
             return None
+        # A small file is there with its request, in one record: to grant it more would cost a record of our own.
+        self._outbox.forget_credit(frame.channel)
         return StreamEnded(frame.channel, end.size, end.digest)
 
     def _on_signal(self, frame: Frame) -> Event | None:

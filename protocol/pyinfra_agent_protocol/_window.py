@@ -13,8 +13,13 @@ never is, and its peer would stand still between them.)
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ._constants import WINDOW_INITIAL_BYTES, WINDOW_MAX_BYTES
 from ._errors import WindowExceeded
+
+if TYPE_CHECKING:
+    from ._saved import SavedChannel
 
 __all__ = ["Budget", "ReceiveWindow", "SendWindow"]
 
@@ -38,6 +43,12 @@ class Budget:
             return False
         self.reserved_bytes += count
         return True
+
+    def take(self, count: int) -> None:
+        """Reserve *count* bytes even if they are not there: a window that was granted cannot be taken back."""
+        self.reserved_bytes += count
+        if self._parent is not None:
+            self._parent.take(count)
 
     def release(self, count: int) -> None:
         """Give back *count* bytes that were reserved."""
@@ -143,6 +154,23 @@ class ReceiveWindow:
         """Note that the reader took *count* bytes; return a limit to announce, or None."""
         self.consumed += count
         return self._next_limit()
+
+    def restore(self, saved: SavedChannel) -> None:
+        """Become as a window was when it was saved; what it grew by counts against the budget."""
+        self.limit, self.received, self.consumed = saved.limit, saved.received, saved.consumed
+        self.size, self.stated = max(saved.size, WINDOW_INITIAL_BYTES), saved.stated
+        self._peer_waits, self._peer_reached = saved.peer_waits, saved.peer_reached
+        self._budget.take(self.size - WINDOW_INITIAL_BYTES)
+
+    @property
+    def peer_waits(self) -> bool:
+        """True when a BLOCKED counted and was not used yet."""
+        return self._peer_waits
+
+    @property
+    def peer_reached(self) -> int:
+        """The highest limit at which the peer was blocked."""
+        return self._peer_reached
 
     def close(self) -> None:
         """Give what the window grew by back to the budget."""

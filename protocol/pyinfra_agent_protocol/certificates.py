@@ -42,6 +42,7 @@ __all__ = [
     "format_authority",
     "format_authority_secret",
     "format_certificate",
+    "inspect_certificate",
     "open_certificate",
     "parse_authority",
     "parse_authority_secret",
@@ -185,6 +186,18 @@ def open_certificate(data: bytes, authorities: Mapping[bytes, Authority]) -> tup
         return Certificate.decode(body), authority
     except MessageInvalid as error:
         raise CertificateRefused(f"its authority signed what is no certificate: {error}") from None
+
+
+def inspect_certificate(data: bytes) -> Certificate:
+    """Read *data* without verifying it: for somebody's own certificate, and to show what one says.
+
+    Raises:
+        KeyFormatError: it is no certificate.
+    """
+    try:
+        return Certificate.decode(data[_ID_BYTES + _SIGNATURE_BYTES :])
+    except MessageInvalid as error:
+        raise KeyFormatError(f"this is no certificate: {error}") from None
 
 
 def check_certificate(

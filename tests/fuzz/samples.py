@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pyinfra_agent_protocol._fields import Message
 
 REQUESTS: Final[tuple[m.Request, ...]] = (
-    m.Exec((b"true",)),
+    m.Exec((b"true",), label="true"),
     m.Exec((b"sh", b"-c", b"cat"), env={b"LANG": b"C"}, cwd=b"/tmp", stdin=True, pty=m.PtySize(), timeout_ms=1000),
     m.Exec((b"sh", b"-c", b""), script_index=2, script_size=70_000),
     m.Put(b"/etc/motd", mode=0o644),

@@ -83,6 +83,7 @@ def execs(draw):
         script_size=0 if script is None else draw(counter(64 * 2**20, 1)),
         pty=draw(st.none() | MESSAGES[PtySize]),
         timeout_ms=draw(st.none() | counter(U32, 1)),
+        label=draw(characters(1024)),
     )
 
 
@@ -239,6 +240,8 @@ EDGES = [
     (Exec, "stdin", True, 1),
     (Exec, "timeout_ms", 1, 0),
     (Exec, "timeout_ms", U32, U32 + 1),
+    (Exec, "label", "l" * 1024, "l" * 1025),
+    (Exec, "label", "", b""),
     (Exec, "pty", {}, []),
     (ExecResult, "exit", 255, 256),
     (ExecResult, "exit", 0, -1),

@@ -19,6 +19,7 @@ INTERNAL = {
     "_digest": {"DIGEST_BYTES"},
     "_messages": {"REQUESTS", "Cancel", "End", "Message", "Ping", "decode_request", "encode_request"},
     "_outbox": {"Outbox"},
+    "_saved": {"SavedChannel", "SavedFrame", "SavedPart", "SavedSession", "decode_saved", "encode_saved"},
     "_window": {"ReceiveWindow", "SendWindow"},
 }
 

@@ -303,6 +303,7 @@ SPECIFIED = {
     "words of a command": "4,096",
     "variables": "1,024",
     "script": "64 MiB",
+    "label of a command": "1,024 characters",
 }
 
 CHOSEN = {

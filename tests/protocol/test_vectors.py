@@ -198,7 +198,7 @@ def test_conversation_has_what_its_readme_says(transcript):
     """A command, a file of 1 KiB, a frame lost in each direction and replayed."""
     first, second = transcript["links"]
     lost = [(record["from"], record["frames"]) for record in first["records"] if not record["arrives"]]
-    assert lost == [("agent", "RESULT 2"), ("connector", "OPEN 3")]
+    assert lost == [("agent", "ACK 0, RESULT 2"), ("connector", "OPEN 3")]
     said = [(record["from"], record["frames"]) for record in second["records"]]
     assert said[1][1].endswith("OPEN 3")
     assert said[2][1].endswith("RESULT 2")

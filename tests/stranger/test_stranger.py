@@ -479,7 +479,7 @@ def test_client_holds_the_conversation_of_the_transcript(transcript):
     result, stdout, stderr = session.run(["sh", "-c", "uname -n; echo oops >&2; exit 3"])
     assert (result, stdout, stderr) == ({"exit": 3}, b"web1\n", b"oops\n")
     put = session.put("/etc/motd", bytes(range(256)) * 4, mode=0o644)
-    session.turn()  # the ACK and CREDIT behind it
+    session._pump()  # a record of its own
     stat = session.open("stat", {"path": b"/etc/motd"})
     assert session.wait(put) == {"size": 1024, "created": True}
     assert session.attempt == 2
