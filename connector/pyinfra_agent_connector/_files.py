@@ -15,7 +15,7 @@ from ._replacement import replacing
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["local_chunks", "local_sink"]
+__all__ = ["is_rewindable", "local_chunks", "local_sink"]
 
 #: A multiple of a frame's body, so that no crumb of a frame is left over from each read.
 _CHUNK_BYTES: Final = 8 * DATA_BODY_BYTES
@@ -91,9 +91,16 @@ def _as_os_error(done: str) -> Iterator[None]:
         raise AgentError(f"the local file object cannot be {done}: {error}") from error
 
 
+def is_rewindable(filename_or_io: str | os.PathLike[str] | IO[Any]) -> bool:
+    """Return whether a transfer of it can begin anew: a pipe's content is gone once it was read."""
+    if isinstance(filename_or_io, str | os.PathLike):
+        return True
+    seekable = getattr(filename_or_io, "seekable", None)
+    return hasattr(filename_or_io, "seek") and (seekable is None or bool(seekable()))
+
+
 def _rewind(file: IO[Any]) -> None:
-    seekable = getattr(file, "seekable", None)
-    if hasattr(file, "seek") and (seekable is None or seekable()):
+    if is_rewindable(file):
         file.seek(0)
 
 

@@ -18,8 +18,8 @@ from pyinfra_agent_protocol import PtySize
 
 from ._argv import BadCommand, Invocation, build_invocation
 from ._console import guard_log
-from ._errors import AgentError, CommandTimeout, ConnectionLost
-from ._files import local_chunks, local_sink
+from ._errors import AgentError, CommandTimeout, ConnectionLost, Refused
+from ._files import is_rewindable, local_chunks, local_sink
 from ._identity import IdentityError, agent_home, load_or_create
 from ._interrupt import interrupts
 from ._known import UntrustedAgent
@@ -45,10 +45,13 @@ if TYPE_CHECKING:
 
     from ._argv import Wrap
 
-__all__ = ["AgentHost", "PreparedCommand", "exit_status"]
+__all__ = ["AgentHost", "PreparedCommand", "PreparedTransfer", "exit_status"]
 
 #: What pyinfra's reboot takes for a connection that was lost.
 _LOST_EXIT: Final = -1
+
+#: What stands before the words of another user's command in the agent's refusal.
+_AS_OTHER: Final = "as the other user: "
 
 _LOOPBACK_HOST: Final = "127.0.0.1"
 #: A shell reports death by signal N as this and N (POSIX.1-2017, XCU 2.8.2).
@@ -79,6 +82,7 @@ class AgentHost:
         self._wrap = wrap
         self._client: AgentClient | None = None
         self._loopback: LoopbackAgent | None = None
+        self._put_in_place = False
 
     # --- connecting ---
 
@@ -91,7 +95,9 @@ class AgentHost:
         guard_log(logger)
         self.close()
         try:
-            self._client = self._make_client(Settings.read(get))
+            settings = Settings.read(get)
+            self._put_in_place = settings.put_in_place
+            self._client = self._make_client(settings)
             self._client.connect()
         except (AgentError, UntrustedAgent, IdentityError, BadAgentName) as error:
             self.close()
@@ -217,43 +223,42 @@ class AgentHost:
     # --- files ---
 
     def put_file(
-        self,
-        filename_or_io: str | os.PathLike[str] | IO[Any],
-        remote_filename: str,
-        arguments: Mapping[str, Any],
-        *,
-        print_output: bool,
-    ) -> None:
-        """Upload a local file or IO object.
+        self, filename_or_io: str | os.PathLike[str] | IO[Any], remote_filename: str, *, print_output: bool
+    ) -> PreparedTransfer:
+        """Return the upload of a local file or IO object, ready to run.
 
         Raises:
-            OSError: with one line that says why.
+            AgentError: the host is not connected.
         """
         client = self.client
-        route = write_route(self._wrap, remote_filename, _auth(arguments), client.user)
-        client.put(local_chunks(filename_or_io), route.path, argv=route.argv, env=route.env)
-        if print_output:
-            echo(f"{self._host.print_prefix}file uploaded: {remote_filename}", err=True)
+
+        def upload(arguments: Mapping[str, Any]) -> None:
+            route = write_route(self._wrap, remote_filename, _auth(arguments), client.user)
+            content = local_chunks(filename_or_io)
+            client.put(content, route.path, argv=route.argv, env=route.env, in_place=self._put_in_place)
+            if print_output:
+                echo(f"{self._host.print_prefix}file uploaded: {remote_filename}", err=True)
+
+        return PreparedTransfer(upload, is_repeatable=is_rewindable(filename_or_io))
 
     def get_file(
-        self,
-        remote_filename: str,
-        filename_or_io: str | os.PathLike[str] | IO[Any],
-        arguments: Mapping[str, Any],
-        *,
-        print_output: bool,
-    ) -> None:
-        """Download a file to a local one or an IO object.
+        self, remote_filename: str, filename_or_io: str | os.PathLike[str] | IO[Any], *, print_output: bool
+    ) -> PreparedTransfer:
+        """Return the download of a file to a local one or an IO object, ready to run.
 
         Raises:
-            OSError: with one line that says why.
+            AgentError: the host is not connected.
         """
         client = self.client
-        route = read_route(self._wrap, remote_filename, _auth(arguments), client.user)
-        with local_sink(filename_or_io) as write:
-            client.get(route.path, write, argv=route.argv, env=route.env, nonce=route.nonce)
-        if print_output:
-            echo(f"{self._host.print_prefix}file downloaded: {remote_filename}", err=True)
+
+        def download(arguments: Mapping[str, Any]) -> None:
+            route = read_route(self._wrap, remote_filename, _auth(arguments), client.user)
+            with local_sink(filename_or_io) as write:
+                client.get(route.path, write, argv=route.argv, env=route.env, nonce=route.nonce)
+            if print_output:
+                echo(f"{self._host.print_prefix}file downloaded: {remote_filename}", err=True)
+
+        return PreparedTransfer(download, is_repeatable=is_rewindable(filename_or_io))
 
     # --- rsync ---
 
@@ -367,6 +372,40 @@ class PreparedCommand:
     def is_success(self, status: int) -> bool:
         """Return whether pyinfra counts *status* as a success."""
         return status in self.success_exit_codes
+
+
+class PreparedTransfer:
+    """A transfer to run, and to run once more if sudo wants a password; made by `AgentHost`."""
+
+    def __init__(self, transfer: Callable[[Mapping[str, Any]], None], *, is_repeatable: bool) -> None:
+        self._transfer = transfer
+        self._is_repeatable = is_repeatable
+        self._error: Refused | None = None
+
+    def run(self, arguments: Mapping[str, Any]) -> tuple[int, LazyCommandOutput]:
+        """Run it once; return 0, or 1 and what the other user's command said.
+
+        Args:
+            arguments: those that say as whom (`_sudo`, ...); the second run has others.
+
+        Raises:
+            OSError: with one line that says why; it would not help to run it again.
+        """
+        output = LazyCommandOutput()
+        try:
+            self._transfer(arguments)
+        except Refused as error:
+            if error.code != "helper" or not self._is_repeatable:
+                raise
+            self._error = error
+            output.feed("stderr", str(error).rpartition(_AS_OTHER)[2].encode("utf-8", "surrogateescape") + b"\n")
+            return 1, output
+        return 0, output
+
+    def require_success(self, status: int) -> None:
+        """Raise the error of the last run unless *status* is 0."""
+        if status and self._error is not None:
+            raise self._error
 
 
 def exit_status(ended: ExecResult) -> int:

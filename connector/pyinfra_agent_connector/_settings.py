@@ -39,6 +39,11 @@ DATA_KEYS: Final = {
     ),
     "agent_connect_timeout": DataKey("Seconds for a connection to be accepted and welcomed", CONNECT_SECONDS),
     "agent_resume_timeout": DataKey("Seconds in which a lost connection may be resumed", RESUME_SECONDS),
+    "agent_put": DataKey(
+        "``replace`` lets an upload appear whole, by a rename; ``in-place`` overwrites an existing file once all has"
+        " arrived, for one that is bind-mounted elsewhere",
+        "replace",
+    ),
     "agent_home": DataKey(
         "Directory of this controller's key and known_agents"
         " (default: $PYINFRA_AGENT_HOME, else $XDG_CONFIG_HOME/pyinfra-agent, else ~/.config/pyinfra-agent)"
@@ -62,6 +67,7 @@ class Settings:
         home: directory of the controller's key and pins, or None for the usual one.
         found_by: `mdns`, `probe` or `dns:ZONE` where the user did not name this agent; else "".
         announced_fingerprint: by which it is found again, if its address changes; "" if it announced none.
+        put_in_place: uploads overwrite existing files instead of replacing them.
     """
 
     host: str
@@ -73,13 +79,14 @@ class Settings:
     home: str | None
     found_by: str = ""
     announced_fingerprint: str = ""
+    put_in_place: bool = False
 
     @classmethod
     def read(cls, get: Callable[[str], Any]) -> Settings:
         """Return the settings that *get* finds; it returns None for a key that has no value.
 
         Raises:
-            AgentError: a number is none.
+            AgentError: a number is none, or a word is not one of those that it may be.
         """
 
         def value(name: str) -> Any:  # noqa: ANN401 - what the user wrote
@@ -92,6 +99,9 @@ class Settings:
             except (TypeError, ValueError):
                 raise AgentError(f"host data {name} is {value(name)!r}: give a number") from None
 
+        how = value("agent_put")
+        if how not in ("replace", "in-place"):
+            raise AgentError(f"host data agent_put is {how!r}: give replace or in-place")
         return cls(
             host=value("agent_host") or "",
             port=number("agent_port", int),
@@ -102,4 +112,5 @@ class Settings:
             home=value("agent_home"),
             found_by=value("agent_found_by") or "",
             announced_fingerprint=value("agent_announced_fingerprint") or "",
+            put_in_place=how == "in-place",
         )

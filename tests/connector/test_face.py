@@ -462,3 +462,86 @@ def test_put_and_get_by_sudo(host, tmp_path):
         got = io.BytesIO()
         assert host.get_file(remote, got, **arguments)
         assert got.getvalue() == b"content"
+
+
+STUB_SUDO = """#!/bin/sh
+# sudo that wants the password "right", by -A only, and stays who it is.
+ask=
+while :; do
+    case $1 in
+        -A) ask=yes; shift ;;
+        -u) shift 2 ;;
+        -*) shift ;;
+        *) break ;;
+    esac
+done
+if [ -z "$ask" ] || [ "$("$SUDO_ASKPASS")" != right ]; then echo "sudo: a password is required" >&2; exit 1; fi
+exec "$@"
+"""
+
+
+@pytest.fixture
+def asking_host(tmp_path, monkeypatch):
+    """A host whose sudo wants a password, and how often it was asked for."""
+    (tmp_path / "bin").mkdir()
+    stub = tmp_path / "bin" / "sudo"
+    stub.write_text(STUB_SUDO)
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    asked = []
+    monkeypatch.setattr("pyinfra.connectors.util.getpass", lambda prompt: asked.append(prompt) or "right")
+    host = host_at()
+    host.connect(raise_exceptions=True)
+    yield host, asked
+    host.disconnect()
+
+
+def test_put_and_get_ask_for_the_password_that_sudo_wants(asking_host, tmp_path):
+    host, asked = asking_host
+    remote = str(tmp_path / "file")
+    arguments = {"_sudo": True, "_sudo_user": OTHER}
+    assert host.put_file(io.BytesIO(b"content"), remote, **arguments)
+    assert len(asked) == 1
+    got = io.BytesIO()
+    assert host.get_file(remote, got, **arguments)
+    assert got.getvalue() == b"content"
+    assert len(asked) == 1
+
+
+def test_get_asks_for_the_password_that_sudo_wants(asking_host, tmp_path):
+    host, asked = asking_host
+    (tmp_path / "file").write_text("content")
+    got = io.BytesIO()
+    assert host.get_file(str(tmp_path / "file"), got, _sudo=True, _sudo_user=OTHER)
+    assert got.getvalue() == b"content"
+    assert len(asked) == 1
+
+
+def test_put_of_a_pipe_is_not_begun_anew(asking_host, tmp_path):
+    """Its content is gone once it was read: a second upload would be an empty file."""
+    host, asked = asking_host
+    reader, writer = os.pipe()
+    os.write(writer, b"content")
+    os.close(writer)
+    with open(reader, "rb") as pipe, pytest.raises(OSError, match="a password is required"):
+        host.put_file(pipe, str(tmp_path / "file"), _sudo=True, _sudo_user=OTHER)
+    assert not asked
+    assert not (tmp_path / "file").exists()
+
+
+def test_put_in_place_keeps_the_file_that_others_have_open(tmp_path):
+    for how, is_same in (("replace", False), ("in-place", True)):
+        path = tmp_path / how
+        path.write_text("old")
+        before = path.stat().st_ino
+        host = host_at(agent_put=how)
+        host.connect(raise_exceptions=True)
+        host.put_file(io.BytesIO(b"new"), str(path))
+        host.disconnect()
+        assert path.read_text() == "new"
+        assert (path.stat().st_ino == before) is is_same
+
+
+def test_put_in_another_way_is_refused(tmp_path):
+    with pytest.raises(ConnectError, match="agent_put is 'sideways': give replace or in-place"):
+        host_at(agent_put="sideways").connect(raise_exceptions=True)

@@ -141,7 +141,9 @@ def put_file(
     Raises:
         OSError: with one line that says why.
     """
-    _agent(host).put_file(filename_or_io, remote_filename, _prefixed(command_kwargs), print_output=print_output)
+    transfer = _agent(host).put_file(filename_or_io, remote_filename, print_output=print_output)
+    status, _ = _run_with_sudo_retry(host, command_kwargs, transfer.run)
+    transfer.require_success(status)
     return True
 
 
@@ -159,7 +161,9 @@ def get_file(
     Raises:
         OSError: with one line that says why.
     """
-    _agent(host).get_file(remote_filename, filename_or_io, _prefixed(command_kwargs), print_output=print_output)
+    transfer = _agent(host).get_file(remote_filename, filename_or_io, print_output=print_output)
+    status, _ = _run_with_sudo_retry(host, command_kwargs, transfer.run)
+    transfer.require_success(status)
     return True
 
 

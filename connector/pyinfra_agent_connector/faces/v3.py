@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pyinfra.api.arguments import ConnectorArguments
     from pyinfra.connectors.util import CommandOutput
 
+    from .._host import PreparedTransfer
+
 __all__ = ["AgentConnector", "AgentData"]
 
 
@@ -37,6 +39,7 @@ class AgentData(TypedDict, total=False):
     agent_trust: str
     agent_connect_timeout: int
     agent_resume_timeout: int
+    agent_put: str
     agent_home: str
     agent_found_by: str
     agent_announced_fingerprint: str
@@ -135,7 +138,7 @@ class AgentConnector(BaseConnector):
         **arguments: Any,
     ) -> bool:
         local = cast("str | IO[Any]", filename_or_io)
-        self._agent.put_file(local, remote_filename, arguments, print_output=print_output)
+        self._transfer(self._agent.put_file(local, remote_filename, print_output=print_output), arguments)
         return True
 
     @override
@@ -149,8 +152,16 @@ class AgentConnector(BaseConnector):
         **arguments: Any,
     ) -> bool:
         local = cast("str | IO[Any]", filename_or_io)
-        self._agent.get_file(remote_filename, local, arguments, print_output=print_output)
+        self._transfer(self._agent.get_file(remote_filename, local, print_output=print_output), arguments)
         return True
+
+    def _transfer(self, transfer: PreparedTransfer, arguments: dict[str, Any]) -> None:
+        status, _ = execute_command_with_sudo_retry(
+            self.host,
+            cast("ConnectorArguments", arguments),
+            partial(transfer.run, arguments),
+        )
+        transfer.require_success(status)
 
     @override
     def check_can_rsync(self) -> None:
