@@ -1,0 +1,84 @@
+"""A program: looks for agents as a controller does and prints what it found as JSON.
+
+looker.py browse | patched-browse | ...
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from dataclasses import asdict
+
+
+def browse():
+    from pyinfra_agent_connector._mdns import browse
+
+    browsed = browse()
+    return {
+        "agents": [asdict(agent) for agent in browsed.agents],
+        "seconds": browsed.seconds,
+        "interfaces": [interface.name for interface in browsed.interfaces],
+    }
+
+
+def patched_browse():
+    from gevent import monkey
+
+    monkey.patch_all()
+    return browse()
+
+
+def sweep(network, port, *attached):
+    import ipaddress
+
+    from pyinfra_agent_connector._probe import sweep
+
+    progress = []
+    swept = sweep(
+        ipaddress.IPv4Network(network),
+        int(port),
+        is_attached=bool(attached),
+        progress=lambda *counts: progress.append(counts),
+    )
+    return {
+        "agents": [[probed.address, probed.key.hex()] for probed in swept.agents],
+        "counts": {outcome.name: count for outcome, count in swept.counts.items()},
+        "seconds": swept.seconds,
+        "progress": progress,
+        "limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+    }
+
+
+def browse_zone(zone, *servers):
+    from pyinfra_agent_connector._zone import ZoneError, browse_zone
+
+    try:
+        zoned = browse_zone(zone, servers=servers or None)
+    except ZoneError as error:
+        return {"error": str(error)}
+    return {
+        "agents": [asdict(agent) for agent in zoned.agents],
+        "seconds": zoned.seconds,
+        "servers": zoned.servers,
+    }
+
+
+PROGRAMS = {function.__name__.replace("_", "-"): function for function in (browse, patched_browse, sweep, browse_zone)}
+
+
+def main():
+    began = time.monotonic()
+    result = PROGRAMS[sys.argv[1]](*sys.argv[2:])
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    result.update(
+        total_seconds=time.monotonic() - began,
+        cpu_seconds=used.ru_utime + used.ru_stime,
+        peak_bytes=used.ru_maxrss * 1024,
+    )
+    json.dump(result, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
