@@ -23,17 +23,20 @@ demo: $(INSTALLED) ## run examples/site.py twice through @agent/loopback; the se
 	'$(BIN)/pyinfra' -y --json "$$@" > second-run.json && \
 	'$(BIN)/python' '$(CURDIR)/examples/no_changes.py' second-run.json
 
-TESTS := tests/protocol tests/agent tests/connector $(wildcard tests/test_*.py) tests/stranger tests/fuzz tests/e2e \
-    tests/files tests/privilege tests/faults tests/network tests/matrix
+# The longest first. One process each: trio cannot run in a process that gevent has patched, so agent and connector are
+# apart; and a directory that has lost its tests fails here (pytest exits with 5) instead of hiding behind the others.
+TESTS := tests/e2e tests/network tests/connector tests/faults tests/matrix tests/files tests/discovery tests/privilege \
+    tests/agent tests/protocol tests/stranger tests/fuzz $(wildcard tests/test_*.py)
+RUNS := $(TESTS:%=run/%)
 
-# One process each. trio cannot run in a process that gevent has patched, so agent and connector are apart; and a
-# directory that has lost its tests fails here (pytest exits with 5) instead of hiding behind the others. --basetemp,
-# because pytest otherwise sweeps directories that all its runs of one user share, and two at once trip over each other.
-test: $(INSTALLED) ## run every test
-	@directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && \
-	for tests in $(TESTS); do \
-	    '$(BIN)/pytest' --basetemp="$$directory/pytest" "$$tests" || exit; \
-	done
+JOBS ?= 2
+test: $(INSTALLED) ## run every test, two directories at a time; JOBS=2
+	@$(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target $(RUNS)
+
+# --basetemp, because pytest otherwise sweeps directories that all its runs of one user share.
+.PHONY: $(RUNS)
+$(RUNS): run/%: $(INSTALLED)
+	@directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && '$(BIN)/pytest' --basetemp="$$directory/pytest" '$*'
 
 lint: $(INSTALLED) ## check style, formatting, types and who imports whom
 	@'$(BIN)/ruff' check
