@@ -15,7 +15,7 @@ from pyinfra_agent_connector import _link
 from pyinfra_agent_connector._errors import NotAuthorized, Unreachable
 from pyinfra_agent_connector._known import UntrustedAgent
 from pyinfra_agent_connector._link import Endpoint, open_link
-from pyinfra_agent_protocol import ControllerPayload, ExecResult, NotAnAgent, Responder
+from pyinfra_agent_protocol import AgentPayload, ControllerPayload, ExecResult, NotAnAgent, Responder
 from pyinfra_agent_protocol._frames import FrameType, encode_header
 from pyinfra_agent_protocol._messages import Ping
 from pyinfra_agent_protocol.keys import KeyPair, format_public
@@ -155,15 +155,15 @@ def test_link_shows_nothing_to_a_key_it_refuses():
     """Where the key is refused the agent has seen the preface and an ephemeral key, and nothing that is ours."""
     checked = []
 
-    def refuse(key):
-        checked.append(key)
+    def refuse(key, certificate):
+        checked.append((key, certificate))
         raise UntrustedAgent("another key")
 
     key = KeyPair.generate()
     peer: Peer
 
     def answer(sock):
-        responder = Responder(key, b"")
+        responder = Responder(key, AgentPayload(certificate=b"shown").encode())
         while not (reply := responder.data_to_send()):
             data = sock.recv(4096)
             peer.seen += data
@@ -177,7 +177,7 @@ def test_link_shows_nothing_to_a_key_it_refuses():
             open_link(endpoint(peer.port), ours, refuse, PAYLOAD, SECONDS)
         gevent.sleep(0.02)
         seen = peer.seen
-    assert checked == [key.public]
+    assert checked == [(key.public, b"shown")]
     assert ours.public not in seen
     responder = Responder(KeyPair.generate(), b"")
     assert responder.receive_data(seen) is None, "exactly preface and message 1: one byte more would raise"
