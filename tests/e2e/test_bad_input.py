@@ -96,8 +96,9 @@ def test_pyinfra_to_a_host_name_that_does_not_resolve_names_it(lab):
         ("@agent/root@web1", "leave out everything up to the last @"),
         ("@agent/10.0.0.1/24", "write 10.0.0.0/24 for the network, or 10.0.0.1 for one host"),
         ("@agent/b\u00fccher.example", "in its xn-- form"),
-        ("@agent/10.0.0.0/24", "name each, @agent/HOST or @agent/HOST:PORT"),
-        ("@agent", "name each, @agent/HOST or @agent/HOST:PORT"),
+        ("@agent/10.0.0.0/33", "a network is ADDRESS/BITS"),
+        ("@agent/dns:", "after dns: stands a DNS zone"),
+        ("@agent/127.0.0.0/30", "found no agent: knocked on port 7963 of"),
     ],
 )
 def test_pyinfra_with_a_name_that_means_nothing_says_how_names_look(name, said, lab):
