@@ -3,8 +3,9 @@
 A name must be the same at the next run, and must not be anybody's for the asking. In this order:
 
 1. the name under which the agent's key is pinned;
-2. the name that it announces, unless somebody else's key is pinned under it, or two agents announce it;
-3. its address.
+2. the name that an authority of the user's has certified;
+3. the name that it announces, unless somebody else's key is pinned under it, or two agents announce it;
+4. its address.
 
 A fingerprint that is only announced can be copied. It chooses a name, and the key that goes with the name is demanded
 when the host is connected to: whoever copied it is refused then.
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from ._announced import Announced
+    from ._authorities import Certified
     from ._known import Pin
     from ._seen import Seen
 
@@ -47,6 +49,8 @@ class FoundAgent:
         name: what stands after `@agent/`; "" before `named` has chosen it.
         is_pinned: *name* was chosen because this agent's key is pinned under it.
         seconds: until it answered.
+        certificate: that it has shown, not verified; b"" for none.
+        certified: what an authority of the user's says of *key*; None where none does.
     """
 
     host: str
@@ -57,6 +61,8 @@ class FoundAgent:
     name: str = ""
     is_pinned: bool = False
     seconds: float = 0.0
+    certificate: bytes = b""
+    certified: Certified | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -83,7 +89,9 @@ class FoundAgent:
         return data
 
     def groups(self) -> list[str]:
-        """Return pyinfra's groups, a new list each time."""
+        """Return pyinfra's groups, a new list each time: the certified ones, else those that it announces."""
+        if self.certified is not None:
+            return list(dict.fromkeys(("agent", *self.certified.groups)))
         advert = self.announced.advert if self.announced is not None else None
         return list(dict.fromkeys(("agent", *(advert.groups if advert is not None else ()))))
 
@@ -123,7 +131,8 @@ def named(candidates: Iterable[FoundAgent], pins: Mapping[str, Pin]) -> tuple[tu
     claims = Counter(one.name for one in agents)
     kept: dict[str, FoundAgent] = {}
     for one in sorted(agents, key=_strength):
-        if claims[one.name] > 1 and not (one.is_pinned and one.name not in kept):
+        is_entitled = one.is_pinned or one.certified is not None
+        if claims[one.name] > 1 and not (is_entitled and one.name not in kept):
             renamed = address_name(one)
             if renamed != one.name:
                 warnings.append(
@@ -158,7 +167,7 @@ def short_name(pinned: str) -> str:
 def _named_alone(
     one: FoundAgent, pins: Mapping[str, Pin], by_fingerprint: Mapping[str, list[str]], warnings: list[str]
 ) -> FoundAgent:
-    own = _announced_name(one)
+    own = _certified_name(one) or _announced_name(one)
     pinned = by_fingerprint.get(one.fingerprint, [])
     if pinned:
         preferred = [name for name in (own, pin_name(one.host, one.port)) if name in pinned]
@@ -173,6 +182,16 @@ def _named_alone(
     return replace(one, name=address_name(one))
 
 
+def _certified_name(one: FoundAgent) -> str:
+    """Return the first certified name that can be a host's, as a pin has it; "" if there is none."""
+    for name in one.certified.names if one.certified is not None else ():
+        try:
+            return pin_name(name, one.port)
+        except BadAgentName:
+            continue
+    return ""
+
+
 def _announced_name(one: FoundAgent) -> str:
     """Return the announced name as a pin has it; "" if there is none, or none that can be a host's."""
     instance = one.announced.instance if one.announced is not None else ""
@@ -184,6 +203,6 @@ def _announced_name(one: FoundAgent) -> str:
         return ""
 
 
-def _strength(one: FoundAgent) -> tuple[bool, bool, str, int]:
-    """Pinned before not, proved before claimed, and then by address, so that it is the same each time."""
-    return not one.is_pinned, not one.key, one.host, one.port
+def _strength(one: FoundAgent) -> tuple[bool, bool, bool, str, int]:
+    """Pinned before certified, proved before claimed, and then by address, so that it is the same each time."""
+    return not one.is_pinned, one.certified is None, not one.key, one.host, one.port

@@ -1,7 +1,9 @@
 """The agents this user knows: one `NAME pyinfra-agent-key BASE64 [comment]` a line, as OpenSSH's known_hosts.
 
 NAME is `host:port`, in lower case, IPv6 in brackets. Empty lines and lines that start with `#` mean nothing. Where two
-lines name the same agent the first one counts, and the other is reported.
+lines name the same agent the first one counts, and the other is reported. A line `@next NAME pyinfra-agent-key ...` is
+the key that the agent itself, known by the one it had, has announced for after its rotation: once the agent shows that
+one, it takes the place of the pin.
 
 A line that cannot be read never makes an agent unknown: the agent that it names is refused until somebody mends it,
 or else damaging one line would be enough to have a new key pinned.
@@ -12,9 +14,13 @@ from __future__ import annotations
 import enum
 import fcntl
 import os
+import secrets
+import shlex
+import stat
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import gevent
@@ -22,13 +28,16 @@ import gevent
 from pyinfra_agent_protocol import KeyFormatError
 from pyinfra_agent_protocol.keys import check_public, fingerprint, format_public, parse_public
 
+from ._identity import agent_home
 from ._names import BadAgentName, parse_pin_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
-__all__ = ["KnownAgents", "Pin", "PinResult", "UntrustedAgent"]
+__all__ = ["POLICIES", "KnownAgents", "Pin", "PinResult", "UntrustedAgent"]
+
+#: What a user may choose; `pinned` is for agents that nobody but discovery has named.
+POLICIES: Final = ("strict", "accept-new", "ca")
 
 LOCK_TIMEOUT_SECONDS: Final = 10.0
 LOCK_RETRY_SECONDS: Final = 0.01
@@ -36,6 +45,7 @@ MAX_COMMENT_CHARACTERS: Final = 128
 
 _HOME_MODE: Final = 0o700
 _FILE_MODE: Final = 0o600
+_NEXT: Final = "@next"
 
 _Signature = tuple[int, int, int, int, int]
 
@@ -49,6 +59,7 @@ class PinResult(enum.Enum):
 
     KNOWN = "known"
     PINNED = "pinned"  # it is in the file from now on
+    ROTATED = "rotated"  # it was announced by the one that it has replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +74,8 @@ class Pin:
 @dataclass(frozen=True, slots=True)
 class _Contents:
     pins: dict[str, Pin] = field(default_factory=dict)
+    next_pins: dict[str, Pin] = field(default_factory=dict)
+    lines: int = 0
     damaged: dict[str, str] = field(default_factory=dict)  # names whose only line cannot be read, and why
     problems: tuple[str, ...] = ()
 
@@ -100,6 +113,14 @@ class KnownAgents:
         """
         return dict(self._read().pins)
 
+    def next_pins(self) -> dict[str, Pin]:
+        """Return the keys that agents have announced for after their rotation, by name.
+
+        Raises:
+            UntrustedAgent: the file cannot be read.
+        """
+        return dict(self._read().next_pins)
+
     def problems(self) -> tuple[str, ...]:
         """Return one text for each line that is ignored, with its number and the reason.
 
@@ -119,33 +140,122 @@ class KnownAgents:
         """
         name = parse_pin_name(name)
         _check_key(name, key)
-        try:
-            self.path.parent.mkdir(mode=_HOME_MODE, parents=True, exist_ok=True)
-            with self._locked():
-                known = self.lookup(name)
-                if known is not None:
-                    self._compare(name, known, key)
-                    return PinResult.KNOWN
-                self._append(f"{name} {format_public(key, _clean(comment))}\n".encode())
-        except OSError as error:
-            raise UntrustedAgent(f"{name} cannot be pinned in {self.path}: {error.strerror or error}") from error
+        with self._writing(f"{name} cannot be pinned in {self.path}"):
+            known = self.lookup(name)
+            if known is not None:
+                self._compare(name, known, key)
+                return PinResult.KNOWN
+            comment = _clean(comment)
+            contents, size = self._contents, self._signature[2] if self._signature else 0
+            line = f"{name} {format_public(key, comment)}\n".encode()
+            status = self._append(line)
+            # What was just written is not read back: ten thousand new agents would cost the square of that.
+            if status.st_size == size + len(line):
+                contents.pins[name] = Pin(key, contents.lines + 1, comment)
+                self._contents = replace(contents, lines=contents.lines + 1)
+                self._signature = _signature(status)
         return PinResult.PINNED
 
-    def check(self, name: str, key: bytes, policy: str, comment: str = "") -> PinResult:
-        """Accept *key* as that of *name* by *policy*, which is `strict` or `accept-new`.
+    def learn_next(self, name: str, key: bytes, next_key: bytes) -> None:
+        """Note that the agent *name*, pinned with *key*, will have *next_key*; b"" if it plans no rotation.
+
+        Nothing happens for an agent that is not pinned, or pinned with another key.
 
         Raises:
-            UntrustedAgent: another key is pinned; or none is and *policy* is `strict`; or the file cannot be used.
+            UntrustedAgent: the file cannot be read or written.
+        """
+        name = parse_pin_name(name)
+        if not self._has_news(name, key, next_key):
+            return
+        with self._writing(f"the next key of {name} cannot be noted in {self.path}"):
+            if not self._has_news(name, key, next_key):
+                return
+
+            def change(lines: list[str]) -> list[str]:
+                kept = [line for line in lines if not (_is_next(line) and _name_of(line) == name)]
+                return [*kept, f"{_NEXT} {name} {format_public(next_key)}"] if next_key else kept
+
+            self._rewrite(change)
+
+    def remove(self, name_or_fingerprint: str) -> tuple[str, ...]:
+        """Remove the lines of an agent, or of every agent with a key; return the names of what was pinned there.
+
+        Raises:
+            UntrustedAgent: the file cannot be read or written.
+        """
+        if not self.path.exists():
+            return ()
+        with self._writing(f"nothing can be removed from {self.path}"):
+            contents = self._read()
+            names = {
+                name
+                for pins in (contents.pins, contents.next_pins)
+                for name, pin in pins.items()
+                if fingerprint(pin.key) == name_or_fingerprint
+            }
+            if not names:
+                try:
+                    names = {parse_pin_name(name_or_fingerprint)}
+                except BadAgentName:
+                    return ()
+            removed: dict[str, None] = {}
+
+            def change(lines: list[str]) -> list[str]:
+                gone = [line for line in lines if _name_of(line) in names]
+                removed.update((_name_of(line), None) for line in gone)
+                return [line for line in lines if line not in gone]
+
+            self._rewrite(change)
+        return tuple(removed)
+
+    def check(
+        self,
+        name: str,
+        key: bytes,
+        policy: str,
+        comment: str = "",
+        *,
+        uncertified: str = "shows no certificate",
+    ) -> PinResult:
+        """Accept *key* as that of *name*, whose agent is not certified, by *policy*: one of `POLICIES` or `pinned`.
+
+        `pinned` is `strict` for an agent that nobody but discovery has named, and says so.
+
+        Args:
+            name: `host:port`.
+            key: that it has proved.
+            policy: as above.
+            comment: of a new pin.
+            uncertified: why its certificate does not count, behind its name.
+
+        Raises:
+            UntrustedAgent: another key is pinned; or none is and *policy* is not `accept-new`; or the file cannot be
+                used.
             BadAgentName: *name* does not name one agent.
         """
-        if policy not in ("strict", "accept-new"):
-            raise UntrustedAgent(f"agent_trust is {policy!r}: it must be strict or accept-new")
+        if policy not in (*POLICIES, "pinned"):
+            raise UntrustedAgent(f"agent_trust is {policy!r}: it must be {', '.join(POLICIES[:-1])} or {POLICIES[-1]}")
         name = parse_pin_name(name)
         _check_key(name, key)
         known = self.lookup(name)
         if known is not None:
+            following = self._contents.next_pins.get(name)
+            if key != known.key and following is not None and key == following.key:
+                return self._promote(name, key)
             self._compare(name, known, key)
             return PinResult.KNOWN
+        if policy == "ca":
+            raise UntrustedAgent(
+                f"{name} {uncertified}, it is not pinned, and agent_trust is ca; its key is {fingerprint(key)}: have it"
+                f" signed there with `pyinfra-agent ca sign`, or type: {self._command('add')} {name}"
+                f" '{format_public(key)}'"
+            )
+        if policy == "pinned":
+            raise UntrustedAgent(
+                f"{name} was found by discovery, which proves nothing, and its key is not pinned; if"
+                f" `pyinfra-agent key` on that machine shows {fingerprint(key)} too, type:"
+                f" {self._command('add')} {name} '{format_public(key)}'"
+            )
         if policy == "strict":
             raise UntrustedAgent(
                 f"{name} is not in {self.path} and agent_trust is strict; its key is {fingerprint(key)}: if the agent"
@@ -157,9 +267,39 @@ class KnownAgents:
         if key != known.key:
             raise UntrustedAgent(
                 f"the key of {name} has changed from {fingerprint(known.key)} to {fingerprint(key)}: the agent was set"
-                f" up anew, or somebody else answers in its place; if you expected this, remove line"
-                f" {known.line_number} of {self.path} and connect again"
+                f" up anew, or somebody else answers in its place; if you expected this, type:"
+                f" {self._command('remove')} {name} (or remove line {known.line_number} of {self.path})"
+                " and connect again"
             )
+
+    def _command(self, verb: str) -> str:
+        usual = agent_home()
+        home = "" if self.path.parent == usual else f" --home {shlex.quote(str(self.path.parent))}"
+        return f"pyinfra-agent trust {verb}{home}"
+
+    def _promote(self, name: str, key: bytes) -> PinResult:
+        with self._writing(f"the rotated key of {name} cannot be pinned in {self.path}"):
+            known = self.lookup(name)
+            following = self._contents.next_pins.get(name)
+            if known is not None and known.key == key:
+                return PinResult.ROTATED  # another process was faster
+            if known is None or following is None or following.key != key:
+                raise UntrustedAgent(f"the pin of {name} in {self.path} was changed meanwhile: connect again")
+
+            def change(lines: list[str]) -> list[str]:
+                lines = list(lines)
+                lines[known.line_number - 1] = f"{name} {format_public(key, known.comment)}"
+                return [line for line in lines if not (_is_next(line) and _name_of(line) == name)]
+
+            self._rewrite(change)
+        return PinResult.ROTATED
+
+    def _has_news(self, name: str, key: bytes, next_key: bytes) -> bool:
+        contents = self._read()
+        pin, following = contents.pins.get(name), contents.next_pins.get(name)
+        if pin is None or pin.key != key or next_key == key:
+            return False
+        return (following.key if following is not None else b"") != next_key
 
     def _read(self) -> _Contents:
         try:
@@ -176,6 +316,16 @@ class KnownAgents:
         return self._contents
 
     @contextmanager
+    def _writing(self, failure: str) -> Iterator[None]:
+        """Keep other processes, and other greenlets, from writing the file; *failure* begins what OSErrors become."""
+        try:
+            self.path.parent.mkdir(mode=_HOME_MODE, parents=True, exist_ok=True)
+            with self._locked():
+                yield
+        except OSError as error:
+            raise UntrustedAgent(f"{failure}: {error.strerror or error}") from error
+
+    @contextmanager
     def _locked(self) -> Iterator[None]:
         # A file of its own: the one that is protected may be replaced by an editor, and its lock with it.
         fd = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
@@ -190,7 +340,7 @@ class KnownAgents:
         finally:
             os.close(fd)
 
-    def _append(self, line: bytes) -> None:
+    def _append(self, line: bytes) -> os.stat_result:
         # Appended, not rewritten: a whole new file for each of ten thousand new agents costs the square of that. No
         # reader takes a half-written line for a pin, because its base64 is not a whole key.
         fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
@@ -204,8 +354,33 @@ class KnownAgents:
             except OSError:
                 os.ftruncate(fd, size)
                 raise
+            return os.fstat(fd)
         finally:
             os.close(fd)
+
+    def _rewrite(self, change: Callable[[list[str]], list[str]]) -> None:
+        """Put what *change* makes of the lines in the place of the file: whole, or not at all."""
+        path = Path(os.path.realpath(self.path))  # a link stays one
+        with open(path, "rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            lines = file.read().decode("utf-8", "surrogateescape").split("\n")
+        has_last_newline = lines[-1] == ""
+        lines = lines[:-1] if has_last_newline else lines
+        changed = change(lines)
+        if changed == lines:
+            return
+        text = "".join(f"{line}\n" for line in changed)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
+            with open(fd, "wb") as file:
+                os.fchmod(fd, mode)
+                file.write(text.encode("utf-8", "surrogateescape"))
+                file.flush()
+                os.fsync(fd)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _check_key(name: str, key: bytes) -> None:
@@ -217,29 +392,48 @@ def _check_key(name: str, key: bytes) -> None:
 
 def _parse(data: bytes, path: Path) -> _Contents:
     pins: dict[str, Pin] = {}
+    next_pins: dict[str, Pin] = {}
     damaged: dict[str, str] = {}
     problems: list[str] = []
     # Not splitlines(), which would also break at form feeds and count other lines than an editor does.
-    for number, line in enumerate(data.decode("utf-8", "replace").split("\n"), start=1):
+    lines = data.decode("utf-8", "replace").split("\n")
+    for number, line in enumerate(lines, start=1):
         words = line.split(None, 1)
         if not words or words[0].startswith("#"):
             continue
+        of = pins
+        if words[0] == _NEXT:
+            of, words = next_pins, (words[1] if len(words) > 1 else "").split(None, 1) or [""]
         try:
             name = parse_pin_name(words[0])
         except BadAgentName as error:
             problems.append(f"line {number} of {path}: {error}")
             continue
-        if name in pins:
-            problems.append(f"line {number} of {path} is ignored: line {pins[name].line_number} already pins {name}")
+        if name in of:
+            problems.append(f"line {number} of {path} is ignored: line {of[name].line_number} already pins {name}")
             continue
         try:
             public = parse_public(words[1] if len(words) > 1 else "")
         except KeyFormatError as error:
-            damaged[name] = f"line {number} of {path}: {error}"
-            problems.append(damaged[name])
+            problems.append(f"line {number} of {path}: {error}")
+            if of is pins:
+                damaged[name] = problems[-1]
         else:
-            pins[name] = Pin(public.key, number, public.comment)
-    return _Contents(pins, damaged, tuple(problems))
+            of[name] = Pin(public.key, number, public.comment)
+    return _Contents(pins, next_pins, len(lines) - (lines[-1] == ""), damaged, tuple(problems))
+
+
+def _is_next(line: str) -> bool:
+    return line.split(None, 1)[:1] == [_NEXT]
+
+
+def _name_of(line: str) -> str:
+    """Return the name that *line* pins; "" if it pins none."""
+    words = line.split()
+    try:
+        return parse_pin_name(words[1] if _is_next(line) else words[0])
+    except (BadAgentName, IndexError):
+        return ""
 
 
 def _signature(status: os.stat_result) -> _Signature:

@@ -37,6 +37,7 @@ from pyinfra_agent_protocol import (
 
 from ._errors import NotAuthorized, Unreachable
 from ._known import UntrustedAgent
+from ._on_link import addresses_on_link, is_local, may_be_on_link
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,10 +72,17 @@ class _Closed(ConnectionError):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where an agent is, and how a person calls it."""
+    """Where an agent is, and how a person calls it.
+
+    Attributes:
+        host: name or address.
+        port: TCP port.
+        alias: what multicast DNS is asked for if nobody answers there; "" for nothing.
+    """
 
     host: str
     port: int
+    alias: str = ""
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -94,13 +102,13 @@ class Opened:
 def open_link(
     endpoint: Endpoint,
     keypair: KeyPair,
-    check_key: Callable[[bytes], None],
+    check_key: Callable[[bytes, bytes], None],
     payload: ControllerPayload,
     seconds: float,
 ) -> Opened:
     """Connect, shake hands and wait for the welcome: three round trips.
 
-    Nothing about us is sent before *check_key* has accepted the agent's key, and nothing but handshake
+    Nothing about us is sent before *check_key* has accepted the agent's key and certificate, and nothing but handshake
     message 3 before the agent has welcomed us.
 
     Raises:
@@ -120,7 +128,7 @@ def open_link(
 
 def _connect(endpoint: Endpoint, seconds: float, deadline: float) -> Any:  # noqa: ANN401 - gevent has no types
     try:
-        sock = _connect_first(_look_up(endpoint, deadline), deadline)
+        sock = _reach(endpoint, deadline)
     except plain_socket.gaierror as error:
         raise Unreachable(f"{endpoint.host} is no host that this machine can find: {error.strerror}") from error
     except UnicodeError as error:
@@ -146,11 +154,35 @@ def _connect(endpoint: Endpoint, seconds: float, deadline: float) -> Any:  # noq
     return sock
 
 
+def _reach(endpoint: Endpoint, deadline: float) -> Any:  # noqa: ANN401 - gevent has no types
+    if not endpoint.alias:
+        return _connect_first(_look_up(endpoint, deadline), deadline)
+    try:
+        soon = time.monotonic() + _left(deadline) / 2
+        return _connect_first(_look_up(endpoint, soon), soon)
+    except OSError:
+        with gevent.Timeout(_left(deadline), TimeoutError("nobody announces it")):
+            moved = addresses_on_link(endpoint.alias, endpoint.port)
+        if not moved:
+            raise
+        return _connect_first(moved, deadline)
+
+
 def _look_up(endpoint: Endpoint, deadline: float) -> list[Any]:
+    host, port = endpoint.host, endpoint.port
     # The resolver has timeouts of its own, which add up to more than ours.
     with gevent.Timeout(_left(deadline), TimeoutError("the name was not found in time")):
-        found: list[Any] = socket.getaddrinfo(endpoint.host, endpoint.port, type=plain_socket.SOCK_STREAM)
-    return found
+        found: list[Any] = addresses_on_link(host, port) if is_local(host) else []
+        try:
+            return found or socket.getaddrinfo(host, port, type=plain_socket.SOCK_STREAM)
+        except plain_socket.gaierror as error:
+            if not may_be_on_link(host):
+                raise
+            found = [] if is_local(host) else addresses_on_link(host, port)
+            if not found:
+                text = f"{error.strerror}, and no agent on its links announces that name"
+                raise plain_socket.gaierror(error.errno, text) from error
+            return found
 
 
 def _connect_first(addresses: list[Any], deadline: float) -> Any:  # noqa: ANN401 - gevent has no types
@@ -205,7 +237,7 @@ def _explaining(endpoint: Endpoint, seconds: float) -> Any:  # noqa: ANN401 - a 
 def _shake_hands(
     sock: Any,  # noqa: ANN401 - gevent has no types
     keypair: KeyPair,
-    check_key: Callable[[bytes], None],
+    check_key: Callable[[bytes, bytes], None],
     payload: ControllerPayload,
     deadline: float,
 ) -> Opened:
@@ -215,8 +247,7 @@ def _shake_hands(
     hello: AgentHello | None = None
     while hello is None:
         hello = initiator.receive_data(_receive(sock, deadline, "before it has said that it is an agent"))
-    check_key(hello.key)
-    AgentPayload.decode(hello.payload)
+    check_key(hello.key, AgentPayload.decode(hello.payload).certificate)
     if os.getpid() != pid:
         # Parent and child hold the same socket and keys: only one of them may go on.
         raise ConnectionError("this process was forked")

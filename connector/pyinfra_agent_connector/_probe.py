@@ -71,6 +71,7 @@ class Probed:
         version: of the agent, as it says itself.
         seconds: until its answer; for the outcome AGENT this is two round trips.
         problem: in words, where something listens that is no agent we can speak to.
+        certificate: that the agent shows, not verified; b"" for none.
     """
 
     address: str
@@ -80,6 +81,7 @@ class Probed:
     version: str = ""
     seconds: float = 0.0
     problem: str = ""
+    certificate: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +193,11 @@ def _probe(address: str, port: int, seconds: float, throw_away: KeyPair) -> Prob
     for pause in (*_PATIENCE_SECONDS, None):
         try:
             hello = _knock(address, port, time.monotonic() + seconds, throw_away)
-            version = one_line(AgentPayload.decode(hello.payload).version)
-            return Probed(address, port, Outcome.AGENT, hello.key, version, time.monotonic() - began)
+            said = AgentPayload.decode(hello.payload)
+            seconds = time.monotonic() - began
+            return Probed(
+                address, port, Outcome.AGENT, hello.key, one_line(said.version), seconds, certificate=said.certificate
+            )
         except NotAnAgent as error:
             return Probed(address, port, Outcome.OTHER, problem=str(error))
         except ProtocolError as error:

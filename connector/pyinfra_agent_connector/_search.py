@@ -12,6 +12,8 @@ from pyinfra.api.exceptions import InventoryError
 from pyinfra_agent_protocol import DEFAULT_PORT
 from pyinfra_agent_protocol.keys import fingerprint
 
+from ._authorities import authorities_of
+from ._certified import with_certificates
 from ._found import FoundAgent, Selection, named, short_name
 from ._identity import agent_home
 from ._interfaces import Interface, interfaces, parse_address
@@ -145,7 +147,7 @@ def _with_keys(announced: list[FoundAgent], swept: Swept) -> list[FoundAgent]:
     for one in announced:
         probed = answered.get((one.host, one.port))
         if probed is not None and fingerprint(probed.key) == one.fingerprint:
-            found.append(FoundAgent(one.host, one.port, "mdns", one.announced, probed.key, seconds=probed.seconds))
+            found.append(_probed(probed, "mdns", one.announced))
             keys.add(probed.key)
         elif probed is None:
             found.append(one)
@@ -157,8 +159,16 @@ def _with_keys(announced: list[FoundAgent], swept: Swept) -> list[FoundAgent]:
     return found
 
 
-def _probed(probed: Probed) -> FoundAgent:
-    return FoundAgent(probed.address, probed.port, "probe", None, probed.key, seconds=probed.seconds)
+def _probed(probed: Probed, found_by: str = "probe", announced: Announced | None = None) -> FoundAgent:
+    return FoundAgent(
+        probed.address,
+        probed.port,
+        found_by,
+        announced,
+        probed.key,
+        seconds=probed.seconds,
+        certificate=probed.certificate,
+    )
 
 
 def _selection(
@@ -170,12 +180,13 @@ def _selection(
 ) -> Selection:
     useless = tuple(one for one in heard if one.problem)
     usable = [one for one in candidates if one.announced is None or not one.announced.problem]
-    agents, warnings = named(usable, pins)
+    certified, refused = with_certificates(usable, authorities_of(agent_home()))
+    agents, warnings = named(certified, pins)
     passed = tuple(f"{one.instance} on {one.heard_on} is passed over: {one.problem}" for one in useless)
     where = {one.name: _place(one, places) for one in agents}
     missing = _missing(agents, {str(place) for place in places})
     remember((one.name, one.host, one.fingerprint, where[one.name]) for one in agents if where[one.name])
-    return Selection(agents, (*warnings, *passed), searched, missing, useless)
+    return Selection(agents, (*warnings, *refused, *passed), searched, missing, useless)
 
 
 def _place(one: FoundAgent, places: Iterable[IpNetwork | str]) -> str:

@@ -7,7 +7,9 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pyinfra_agent_protocol.keys import format_public, format_secret
+from pyinfra_agent_protocol.keys import format_secret
+
+from .identity_command import identity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,25 +22,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
-def identity(argv: Sequence[str]) -> int:
-    """Print this controller's key line, making the key at first use."""
-    from ._identity import IdentityError, agent_home, load_or_create
-
-    parser = _Parser(
-        prog="pyinfra-agent identity",
-        description="Print this controller's key line for `pyinfra-agent authorize`, making the key at first use.",
-    )
-    parser.add_argument("--home", metavar="DIR", help="directory of the key (default: as host data agent_home)")
-    arguments = parser.parse_args(argv)
-    try:
-        found = load_or_create(agent_home(arguments.home))
-    except IdentityError as error:
-        print(f"pyinfra-agent: {error}", file=sys.stderr)
-        return 1
-    print(format_public(found.keypair.public, found.comment))
-    return 0
 
 
 def loopback(argv: Sequence[str]) -> int:

@@ -74,6 +74,7 @@ class _Options:
     timeout_seconds: float | None
     pty: bool
     home: str | None
+    trust: str
 
 
 class _NobodyReads(Exception):
@@ -165,7 +166,7 @@ class _Run:
             client = make("127.0.0.1", loopback.port, identity=loopback.identity, check_key=trust.check)
         elif name.kind is NameKind.AGENT:
             pin_name(name.host, name.port)  # raises what the checker would raise in the middle of a handshake
-            trust = AgentTrust(home, name.host, name.port, "accept-new", None)
+            trust = AgentTrust(home, name.host, name.port, self._options.trust, None)
             make = partial(make, check_key=trust.check, learn_key=trust.learn)
             client = make(name.host, name.port, identity=load_or_create(home))
         else:
@@ -322,6 +323,12 @@ def _parse(argv: Sequence[str]) -> _Options:
         "--timeout", metavar="SECONDS", type=_seconds, help="kill CMD and all that it started after this time"
     )
     parser.add_argument("--home", metavar="DIR", help="this controller's key and known_agents (default: as agent_home)")
+    parser.add_argument(
+        "--trust",
+        choices=("strict", "accept-new", "ca"),
+        default="accept-new",
+        help="what to do with an agent that is not known, as host data agent_trust (default: accept-new)",
+    )
     words = list(argv)
     separator = words.index("--") if "--" in words else len(words)
     arguments = parser.parse_args(words[:separator])
@@ -336,6 +343,7 @@ def _parse(argv: Sequence[str]) -> _Options:
         timeout_seconds=arguments.timeout,
         pty=arguments.pty if arguments.pty is not None else os.isatty(0) and os.isatty(1),
         home=arguments.home,
+        trust=arguments.trust,
     )
 
 

@@ -36,6 +36,7 @@ _OPTION: Final = re.compile(r'([a-z][a-z-]*)(?:=(?:"((?:[^"\\]|\\.)*)"|([^\s,"\\
 _SEPARATOR: Final = re.compile(r"[\s,]+")
 _ESCAPED: Final = re.compile(r"\\(.)")
 _KEY_WORD: Final = "pyinfra-agent-"
+_KEY_FORMS: Final = "that is pyinfra-agent-key or pyinfra-agent-authority, base64, and a comment"
 _SERIAL: Final = re.compile(r"[0-9a-f]{16}")
 _MAX_LINE_CHARACTERS: Final = 8192
 
@@ -53,14 +54,14 @@ def split_options(line: str) -> tuple[dict[str, str | None], str]:
     while rest and not rest.startswith(_KEY_WORD):
         found = _OPTION.match(rest)
         if found is None:
-            raise KeyFormatError('what stands before the key is no option: write NAME or NAME="VALUE"')
+            raise KeyFormatError(f'this is neither an option, NAME or NAME="VALUE", nor a key: {_KEY_FORMS}')
         name, value = found[1], found[3] if found[2] is None else found[2]
         if name in options:
             raise KeyFormatError(f"the option {name} stands twice")
         options[name] = None if value is None else _ESCAPED.sub(r"\1", value)
         rest = _SEPARATOR.sub("", rest[found.end() :], count=1)
     if not rest:
-        raise KeyFormatError("there is no key behind the options")
+        raise KeyFormatError(f"there is no key here: {_KEY_FORMS}")
     return options, rest
 
 

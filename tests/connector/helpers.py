@@ -21,6 +21,7 @@ from pyinfra_agent_connector._identity import Identity
 from pyinfra_agent_connector._link import Endpoint
 from pyinfra_agent_connector.client import AgentClient
 from pyinfra_agent_protocol import (
+    AgentPayload,
     CancelReceived,
     ControllerPayload,
     DataReceived,
@@ -211,9 +212,9 @@ class Conversation:
         self.flush()
 
 
-def shake_hands(sock: Any, key: KeyPair) -> Conversation | None:
+def shake_hands(sock: Any, key: KeyPair, certificate: bytes = b"") -> Conversation | None:
     """Answer a controller's handshake; None if it hangs up."""
-    responder = Responder(key, b"\x80")
+    responder = Responder(key, AgentPayload(certificate=certificate).encode())
     while True:
         data = sock.recv(4096)
         if not data:
@@ -233,15 +234,18 @@ class FakeAgent(Peer):
     Several scripts are for the first connection, the second, and so on; the last is for all that follow.
     """
 
-    def __init__(self, *scripts: Callable[[Conversation], None], key: KeyPair | None = None) -> None:
+    def __init__(
+        self, *scripts: Callable[[Conversation], None], key: KeyPair | None = None, certificate: bytes = b""
+    ) -> None:
         super().__init__(self._converse)
         self.key = key or KeyPair.generate()
+        self.certificate = certificate
         self.conversations: list[Conversation] = []
         self.errors: list[Exception] = []
         self._scripts = scripts
 
     def _converse(self, sock: Any) -> None:
-        conversation = shake_hands(sock, self.key)
+        conversation = shake_hands(sock, self.key, self.certificate)
         if conversation is None:
             return
         self.conversations.append(conversation)

@@ -470,7 +470,7 @@ def test_fork_during_a_handshake_lets_only_one_go_on(monkeypatch):
     """A process that finds itself forked between two messages sends no third."""
     with FakeAgent(serve_quietly) as fake:
 
-        def forked(key):
+        def forked(key, certificate):
             monkeypatch.setattr(os, "getpid", lambda: -1)
 
         with pytest.raises(AgentError, match="forked"):

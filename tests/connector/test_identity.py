@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from pyinfra_agent_connector import _identity, _passphrase
 from pyinfra_agent_connector._identity import IdentityError, agent_home, load_or_create
-from pyinfra_agent_protocol.keys import parse_secret
+from pyinfra_agent_connector._passphrase import ENCRYPTED_KEY_PREFIX, seal
+from pyinfra_agent_protocol.certificates import format_certificate
+from pyinfra_agent_protocol.keys import KeyPair, format_secret, parse_secret
+from tests.connector.fleet import signed
 
 
 @pytest.fixture
@@ -154,3 +158,119 @@ def test_identity_does_not_show_its_secret(home):
     identity = load_or_create(home)
     assert repr(identity.keypair.secret) not in repr(identity)
     assert identity.keypair.secret.hex() not in repr(identity)
+
+
+# --- keys that are not in the home ---
+
+
+@pytest.fixture
+def no_variables(monkeypatch):
+    for name in ("KEY", "KEY_FILE", "CERTIFICATE", "PASSPHRASE", "PASSPHRASE_FILE"):
+        monkeypatch.delenv(f"PYINFRA_AGENT_{name}", raising=False)
+    monkeypatch.setattr(_identity, "_warned", set())
+
+
+def test_key_comes_from_the_environment_and_nothing_is_written(home, monkeypatch, no_variables):
+    """As in CI: the line itself, before a file, before the home."""
+    line, in_file = (KeyPair.generate() for _ in range(2))
+    path = home.parent / "key"
+    path.parent.mkdir(parents=True)
+    path.write_text(f"# mine\n{format_secret(in_file)}\n")
+    path.chmod(0o600)
+    monkeypatch.setenv("PYINFRA_AGENT_KEY_FILE", str(path))
+    assert load_or_create(home).keypair.public == in_file.public
+    monkeypatch.setenv("PYINFRA_AGENT_KEY", f"{format_secret(line)}\n")
+    assert load_or_create(home).keypair.public == line.public
+    assert not home.exists()
+
+
+def test_key_file_of_the_environment_is_checked_as_the_own_one_is(home, monkeypatch, no_variables, tmp_path):
+    monkeypatch.setenv("PYINFRA_AGENT_KEY_FILE", str(tmp_path / "missing"))
+    with pytest.raises(IdentityError, match="missing, which is not there"):
+        load_or_create(home)
+    path = tmp_path / "open"
+    path.write_text(format_secret(KeyPair.generate()))
+    path.chmod(0o640)
+    monkeypatch.setenv("PYINFRA_AGENT_KEY_FILE", str(path))
+    with pytest.raises(IdentityError, match=f"chmod 600 {path}"):
+        load_or_create(home)
+
+
+def test_key_of_the_environment_that_is_none_is_not_shown(home, monkeypatch, no_variables):
+    monkeypatch.setenv("PYINFRA_AGENT_KEY", "s3cret")
+    with pytest.raises(IdentityError, match=r"in \$PYINFRA_AGENT_KEY cannot be read") as caught:
+        load_or_create(home)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_key_under_a_passphrase_is_opened_once(home, monkeypatch, no_variables):
+    pair = KeyPair.generate()
+    home.mkdir(parents=True)
+    path = home / "identity"
+    path.write_text(f"# mine\n{seal(pair.secret, 'secret', ENCRYPTED_KEY_PREFIX, 'ada@box')}\n")
+    path.chmod(0o600)
+    monkeypatch.setenv("PYINFRA_AGENT_PASSPHRASE", "guess")
+    with pytest.raises(IdentityError, match=r"is not the one in \$PYINFRA_AGENT_PASSPHRASE"):
+        load_or_create(home)
+    monkeypatch.setenv("PYINFRA_AGENT_PASSPHRASE", "secret")
+    assert load_or_create(home).keypair.public == pair.public
+    monkeypatch.setattr(_passphrase, "unseal", None)
+    assert load_or_create(home).keypair.public == pair.public
+
+
+# --- its certificate ---
+
+
+def certified(home, certificate):
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "certificate").write_text(f"{format_certificate(certificate, 'mine')}\n")
+    return load_or_create(home).certificate
+
+
+def test_certificate_of_this_key_is_shown(home, no_variables, caplog):
+    public = load_or_create(home).keypair.public
+    certificate = signed(public, "ada", role="controller", days=(-1, 20))
+    assert certified(home, certificate) == certificate
+    assert caplog.text == ""
+
+
+def test_certificate_may_come_from_the_environment(home, no_variables, monkeypatch):
+    public = load_or_create(home).keypair.public
+    certificate = signed(public, "ci", role="controller", days=(-1, 20))
+    monkeypatch.setenv("PYINFRA_AGENT_CERTIFICATE", format_certificate(certificate))
+    assert load_or_create(home).certificate == certificate
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"role": "agent"}, "for the role agent"),
+        ({"key": KeyPair.generate().public}, "for another key"),
+        ({"days": (-9, -1)}, "has expired at 20"),
+    ],
+)
+def test_certificate_that_would_be_refused_is_not_shown(home, no_variables, caplog, fields, said):
+    """The key may be known by itself, so this is no error; it is told once."""
+    public = load_or_create(home).keypair.public
+    fields = {"key": public, "role": "controller", **fields}
+    certificate = signed(fields.pop("key"), "ada", **fields)
+    assert certified(home, certificate) == b""
+    assert certified(home, certificate) == b""
+    assert caplog.text.count(said) == 1
+    assert f"{home / 'certificate'} is not shown to agents" in caplog.text
+
+
+def test_certificate_that_is_none_is_not_shown(home, no_variables, caplog):
+    home.mkdir(parents=True)
+    for content in (b"rubbish", b"\xff", b"", b"pyinfra-agent-certificate AAAA\n"):
+        (home / "certificate").write_bytes(content)
+        assert load_or_create(home).certificate == b""
+    assert "is not shown to agents" in caplog.text
+
+
+@pytest.mark.parametrize(("days", "is_warned"), [((-29, 0.9), True), ((-1, 2), False), ((-0.05, 0.3), False)])
+def test_end_of_a_certificate_is_told_a_day_before_or_in_its_last_tenth(home, no_variables, caplog, days, is_warned):
+    """One that is made for hours is not warned about from its first minute on."""
+    public = load_or_create(home).keypair.public
+    assert certified(home, signed(public, "ada", role="controller", days=days))
+    assert ("expires at" in caplog.text) == is_warned

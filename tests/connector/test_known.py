@@ -108,7 +108,7 @@ def test_check_accept_new_pins_at_first_and_knows_afterwards(path):
     assert len(path.read_text().splitlines()) == 1
 
 
-@pytest.mark.parametrize("policy", ["strict", "accept-new"])
+@pytest.mark.parametrize("policy", ["strict", "accept-new", "ca", "pinned"])
 def test_check_refuses_a_changed_key_and_says_what_to_do(path, policy):
     """A changed key is refused by both policies, with both fingerprints, the file and the line."""
     known = written(path, f"# comment\nweb1:7963 {format_public(ONE)}\n")
@@ -120,12 +120,13 @@ def test_check_refuses_a_changed_key_and_says_what_to_do(path, policy):
     assert fingerprint(ONE) in text
     assert fingerprint(TWO) in text
     assert f"remove line 2 of {path}" in text
+    assert f"pyinfra-agent trust remove --home {path.parent} web1:7963" in text
     assert path.read_bytes() == before
 
 
 def test_check_refuses_an_unknown_policy(path):
     """A misspelt agent_trust is not taken for a lax one."""
-    with pytest.raises(UntrustedAgent, match="strict or accept-new"):
+    with pytest.raises(UntrustedAgent, match="strict, accept-new or ca"):
         KnownAgents(path).check("web1:7963", ONE, "acceptnew")
 
 
@@ -265,3 +266,155 @@ def test_processes_that_see_different_keys_of_one_name_pin_one(path):
     for number in range(50):
         winner = next(key for key, result in zip(keys, results, strict=True) if result[number] == "pinned")
         assert pins[f"web{number}:7963"].key == winner
+
+
+# --- removing ---
+
+
+def test_remove_takes_an_agent_out_and_leaves_the_rest_as_it_was(path):
+    """By any spelling of its name; comments, other agents and the file's mode stay."""
+    known = written(path, f"# mine\nWEB1 {format_public(ONE)}\n\nweb2:7963 {format_public(TWO, 'second')}")
+    path.chmod(0o640)
+    assert known.remove("web1.") == ("web1:7963",)
+    assert path.read_text() == f"# mine\n\nweb2:7963 {format_public(TWO, 'second')}\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert list(known.pins()) == ["web2:7963"]
+
+
+def test_remove_by_fingerprint_takes_out_every_agent_with_that_key(path):
+    known = written(path, "".join(f"web{n}:7963 {format_public(key)}\n" for n, key in enumerate([ONE, TWO, ONE])))
+    assert known.remove(fingerprint(ONE)) == ("web0:7963", "web2:7963")
+    assert list(known.pins()) == ["web1:7963"]
+
+
+@pytest.mark.parametrize("what", ["web9", "not a name", "aaaaa-bbbbb-ccccc-ddddd-eeeee", ""])
+def test_remove_of_what_is_not_there_changes_nothing(path, what):
+    known = written(path, f"web1:7963 {format_public(ONE)}\n")
+    before = path.stat()
+    assert known.remove(what) == ()
+    assert path.read_text() == f"web1:7963 {format_public(ONE)}\n"
+    assert before.st_mode == path.stat().st_mode
+
+
+def test_remove_without_a_file_makes_none(path):
+    assert KnownAgents(path).remove("web1") == ()
+    assert not path.parent.exists()
+
+
+def test_remove_takes_a_damaged_line_out(path):
+    """What keeps an agent from being used can be mended with the same command."""
+    known = written(path, f"web1:7963 {format_public(ONE)[:-4]}\n")
+    assert known.remove("web1:7963") == ("web1:7963",)
+    assert known.check("web1:7963", TWO, "accept-new") is PinResult.PINNED
+
+
+def test_remove_keeps_a_link_to_the_file(path, tmp_path):
+    real = tmp_path / "dotfiles"
+    real.write_text(f"web1:7963 {format_public(ONE)}\n")
+    path.parent.mkdir()
+    path.symlink_to(real)
+    KnownAgents(path).remove("web1")
+    assert path.is_symlink()
+    assert real.read_text() == ""
+
+
+# --- rotated keys ---
+
+
+def test_announced_next_key_takes_the_place_of_the_pin_once_it_is_shown(path):
+    known = written(path, f"# mine\nweb1:7963 {format_public(ONE, 'front')}\nweb2:7963 {format_public(ONE)}\n")
+    known.learn_next("web1:7963", ONE, TWO)
+    assert known.next_pins() == {"web1:7963": Pin(TWO, 4)}
+    assert known.check("web1:7963", ONE, "strict") is PinResult.KNOWN
+    assert known.check("web1:7963", TWO, "strict") is PinResult.ROTATED
+    assert path.read_text() == f"# mine\nweb1:7963 {format_public(TWO, 'front')}\nweb2:7963 {format_public(ONE)}\n"
+    with pytest.raises(UntrustedAgent, match="has changed"):
+        known.check("web1:7963", ONE, "accept-new")
+    with pytest.raises(UntrustedAgent, match="has changed"):
+        known.check("web2:7963", TWO, "accept-new")
+
+
+def test_next_key_is_noted_only_from_the_agent_that_is_pinned(path):
+    """Nobody else's word counts, and an agent that is not pinned has nothing to rotate."""
+    known = written(path, f"web1:7963 {format_public(ONE)}\n")
+    known.learn_next("web1:7963", TWO, KeyPair.generate().public)
+    known.learn_next("web2:7963", ONE, TWO)
+    known.learn_next("web1:7963", ONE, ONE)
+    known.learn_next("web1:7963", ONE, b"")
+    assert path.read_text() == f"web1:7963 {format_public(ONE)}\n"
+
+
+def test_next_key_that_is_taken_back_or_changed_is_forgotten(path):
+    three = KeyPair.generate().public
+    known = written(path, f"web1:7963 {format_public(ONE)}\n")
+    known.learn_next("web1:7963", ONE, TWO)
+    known.learn_next("web1:7963", ONE, three)
+    assert {name: pin.key for name, pin in known.next_pins().items()} == {"web1:7963": three}
+    known.learn_next("web1:7963", ONE, b"")
+    assert path.read_text() == f"web1:7963 {format_public(ONE)}\n"
+    with pytest.raises(UntrustedAgent, match="has changed"):
+        known.check("web1:7963", three, "accept-new")
+
+
+def test_next_key_that_stays_the_same_is_not_written_again(path):
+    known = written(path, f"web1:7963 {format_public(ONE)}\n")
+    known.learn_next("web1:7963", ONE, TWO)
+    before = path.stat().st_ino, path.stat().st_mtime_ns
+    known.learn_next("web1:7963", ONE, TWO)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == before
+
+
+def test_greenlets_that_see_a_rotated_key_at_once_all_accept_it(path):
+    known = written(path, f"web1:7963 {format_public(ONE)}\n@next web1:7963 {format_public(TWO)}\n")
+    jobs = [gevent.spawn(known.check, "web1:7963", TWO, "strict") for _ in range(20)]
+    gevent.joinall(jobs, raise_error=True, timeout=20)
+    assert {job.value for job in jobs} <= {PinResult.ROTATED, PinResult.KNOWN}
+    assert path.read_text() == f"web1:7963 {format_public(TWO)}\n"
+
+
+# --- several processes ---
+
+_PIN_MANY = """
+import sys, pathlib
+from pyinfra_agent_connector._known import KnownAgents
+known = KnownAgents(pathlib.Path(sys.argv[1]))
+sys.stdin.readline()
+for number in range(int(sys.argv[3])):
+    known.check(f"{sys.argv[2]}-{number}:7963", bytes.fromhex(sys.argv[4]), "accept-new")
+"""
+
+
+def test_processes_that_pin_and_remove_at_once_lose_nothing(path):
+    """Three processes see 70 new agents each while a fourth removes others: every line is whole, and there once."""
+    gone = written(path, "".join(f"old-{number}:7963 {format_public(ONE)}\n" for number in range(40)))
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _PIN_MANY, str(path), f"p{racer}", "70", TWO.hex()], stdin=subprocess.PIPE, text=True
+        )
+        for racer in range(3)
+    ]
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("\n")
+        racer.stdin.flush()
+    for number in range(40):
+        assert gone.remove(f"old-{number}") == (f"old-{number}:7963",)
+    assert [racer.wait(60) for racer in racers] == [0] * 3
+    for racer in racers:
+        racer.stdin.close()
+    known = KnownAgents(path)
+    assert known.problems() == ()
+    assert sorted(known.pins()) == sorted(f"p{racer}-{number}:7963" for racer in range(3) for number in range(70))
+    assert len(path.read_text().splitlines()) == 210
+
+
+def test_pin_does_not_read_back_what_it_wrote_itself(path, monkeypatch):
+    """So that ten thousand agents first seen at once cost no more than each its line."""
+    known = written(path, f"web0:7963 {format_public(ONE)}\n")
+    known.lookup("web0:7963")
+    monkeypatch.setattr(_known, "_parse", None)
+    for number in range(1, 50):
+        known.check(f"web{number}:7963", TWO, "accept-new", "seen")
+    assert known.lookup("web49:7963") == Pin(TWO, 50, "seen")
+    monkeypatch.undo()
+    assert KnownAgents(path).pins() == known.pins()
