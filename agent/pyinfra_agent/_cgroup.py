@@ -34,6 +34,8 @@ __all__ = ["Cgroup", "CgroupsUnavailable", "CommandCgroups", "find_delegated", "
 
 _NAME: Final = "command-{}"
 _OUR_NAME: Final = re.compile(r"command-\d+")
+#: For control processes of a unit (exec_params_get_cgroup_path in systemd); not ours to remove.
+_SYSTEMDS_NAME: Final = ".control"
 _IDLE_MOST: Final = 16
 _SWEEP_MOST: Final = 64
 _FREEZING_LOOKS: Final = 100
@@ -135,6 +137,7 @@ class CommandCgroups:
         try:
             self._adopt_leftovers()
             self._try()
+            self._make_control()
         except OSError as error:
             os.close(self._home)
             raise CgroupsUnavailable(f"{own}: {_reason(error)}") from error
@@ -149,6 +152,16 @@ class CommandCgroups:
         except OSError as error:
             _failures.note(path=self.own, error=error.strerror)
             return None
+
+    def resume(self, path: str) -> Cgroup | None:
+        """Return the cgroup of a command that an earlier agent started; None if it is gone."""
+        found = next((occupied for occupied in self._occupied if str(occupied) == path), None)
+        if found is None:
+            return None
+        self._occupied.remove(found)
+        cgroup = Cgroup(found, self._home)
+        cgroup.was_frozen = True  # for all that is known: it is not used again
+        return cgroup
 
     def give_back(self, cgroup: Cgroup) -> None:
         """Take back the cgroup of a command that is over; whoever still lives there stays."""
@@ -200,6 +213,17 @@ class CommandCgroups:
             _remove(cgroup.path)
             raise
         self._idle.append(cgroup)
+
+    def _make_control(self) -> None:
+        """Make the cgroup in which systemd starts what ExecReload= names, in a unit that was delegated.
+
+        It would make one itself, and could use no other than a threaded one beside ours.
+        """
+        if _is_delegated(self.own):
+            control = self.own / _SYSTEMDS_NAME
+            with contextlib.suppress(OSError):  # no reload then; the agent is none the worse
+                control.mkdir(exist_ok=True)
+                _write(control / "cgroup.type", b"threaded")
 
     def _adopt_leftovers(self) -> None:
         with os.scandir(self.own) as entries:

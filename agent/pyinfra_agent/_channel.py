@@ -10,21 +10,28 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+import msgpack
 import trio
 
 from pyinfra_agent_protocol import (
     DATA_BODY_BYTES,
     DataReceived,
     RequestRefused,
+    Resize,
     ResizeReceived,
+    Signal,
     SignalReceived,
     StreamEnded,
 )
 
+from ._saved import SavedRequest
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyinfra_agent_protocol import Session
+    from pyinfra_agent_protocol import Request, Session
+
+    from ._saved import Descriptors, SavedRun
 
 __all__ = ["RequestCancelled", "RequestChannel", "SessionEnded"]
 
@@ -55,6 +62,9 @@ class RequestChannel:
         self.cancelled = trio.Event()
         #: What the controller said at the end of its data, once it is there.
         self.ended: StreamEnded | None = None
+        #: Bytes of data that came, and that were given to be sent.
+        self.received_bytes = 0
+        self.sent_bytes = 0
         self._protocol = protocol
         self._wake_writer = wake_writer
         self._inbox: deque[bytes] = deque()
@@ -65,6 +75,13 @@ class RequestChannel:
         self._session_ended = False
         self._on_cancel: Callable[[], None] | None = None
         self._on_forsaken: Callable[[], None] | None = None
+        #: Set before the handler is cancelled: another agent goes on with what it did, and it must end nothing.
+        self.is_handed_over = False
+        self._on_export: Callable[[Descriptors], SavedRun] | None = None
+        #: What `put_back` was given.
+        self._returned = b""
+        #: What `send` was about to send when it was cancelled.
+        self._unsent: tuple[int, bytes | memoryview] | None = None
         self._listener: Callable[[SignalReceived | ResizeReceived], None] | None = None
         # What came before the command: each signal once, and the last size.
         self._controls: dict[int, SignalReceived | ResizeReceived] = {}
@@ -79,7 +96,7 @@ class RequestChannel:
     @property
     def is_drained(self) -> bool:
         """True when everything that arrived was received; with `ended`, everything that ever will."""
-        return not self._inbox
+        return not self._inbox and not self._returned
 
     async def receive(self, worth_bytes: int = 1) -> list[bytes]:
         """Return data that has arrived, at least one chunk; an empty list after the end.
@@ -92,6 +109,9 @@ class RequestChannel:
             RequestCancelled: nor will it here, because the controller cancelled the request.
         """
         await trio.lowlevel.checkpoint()
+        if self._returned:
+            returned, self._returned = self._returned, b""
+            return [returned]
         while self._inbox_bytes < min(worth_bytes, self._protocol.window_size(self.number) // 2):
             if self.ended is not None:
                 break
@@ -110,15 +130,26 @@ class RequestChannel:
         self._wake_writer()
         return chunks
 
-    async def send(self, data: bytes, stream: int = 0) -> None:
-        """Send *data*; waits while the peer has not taken what was sent before.  Thrown away after the session."""
+    def put_back(self, data: bytes) -> None:
+        """Let the next `receive` return *data* again: its handler stops, and another one will begin anew."""
+        self._returned = data + self._returned
+
+    async def send(self, data: bytes | memoryview, stream: int = 0) -> None:
+        """Send *data*; waits while the peer has not taken what was sent before.  Thrown away after the session.
+
+        If it is cancelled, `export` knows what was not sent.
+        """
         view = memoryview(data)
         for start in range(0, len(view), DATA_BODY_BYTES):
             while not self._session_ended and not self._protocol.sendable(self.number):
+                self._unsent = stream, view[start:]
                 await self._room.park()
+                self._unsent = None
             if self._session_ended:
                 return
-            self._protocol.send_data(self.number, view[start : start + DATA_BODY_BYTES], stream)
+            body = view[start : start + DATA_BODY_BYTES]
+            self._protocol.send_data(self.number, body, stream)
+            self.sent_bytes += len(body)
             self._wake_writer()
 
     def listen(self, listener: Callable[[SignalReceived | ResizeReceived], None]) -> None:
@@ -138,12 +169,64 @@ class RequestChannel:
         """Call *callback* when the controller has vanished and is not waited for any more."""
         self._on_forsaken = callback
 
+    async def send_unsent(self) -> None:
+        """Send what the agent before us had read and could not send."""
+        if self._unsent is not None:
+            (stream, data), self._unsent = self._unsent, None
+            await self.send(data, stream)
+
+    # --- handing over ---
+
+    def when_exported(self, callback: Callable[[Descriptors], SavedRun]) -> None:
+        """Call *callback* for what there is to know of the request's command when another agent is to go on with it."""
+        self._on_export = callback
+
+    def export(self, request: Request, age_seconds: float, descriptors: Descriptors) -> SavedRequest:
+        """Return a request that was not answered: its streams, and its command. Its handler was cancelled."""
+        signals = [event.signal.signal for event in self._controls.values() if isinstance(event, SignalReceived)]
+        sizes = [event.size for event in self._controls.values() if isinstance(event, ResizeReceived)]
+        stream, unsent = self._unsent if self._unsent is not None else (0, b"")
+        return SavedRequest(
+            number=self.number,
+            name=request.NAME,
+            fields=msgpack.packb(request.to_fields()),
+            age_seconds=age_seconds,
+            run=self._on_export(descriptors) if self._on_export is not None else None,
+            returned=self._returned,
+            inbox=tuple(self._inbox),
+            has_ended=self.ended is not None,
+            end_size=self.ended.size if self.ended is not None else None,
+            end_digest=self.ended.digest if self.ended is not None else None,
+            is_cancelled=self._is_unwanted,
+            signals=tuple(signals),
+            size=(sizes[-1].rows, sizes[-1].columns) if sizes else None,
+            unsent=bytes(unsent),
+            unsent_stream=stream,
+        )
+
+    def restore(self, saved: SavedRequest) -> None:
+        """Become, from new, as the channel was when it was exported."""
+        self._returned = saved.returned
+        for data in saved.inbox:
+            self.put_data(DataReceived(self.number, 0, data))
+        if saved.has_ended:
+            self.put_end(StreamEnded(self.number, saved.end_size, saved.end_digest))
+        for number in saved.signals:
+            self.put_control(SignalReceived(self.number, Signal(number)))
+        if saved.size is not None:
+            self.put_control(ResizeReceived(self.number, Resize(*saved.size)))
+        if saved.unsent:
+            self._unsent = saved.unsent_stream, saved.unsent
+        if saved.is_cancelled:
+            self.cancel()
+
     # --- for the session ---
 
     def put_data(self, event: DataReceived) -> None:
         """Take data that arrived."""
         self._inbox.append(event.data)
         self._inbox_bytes += len(event.data)
+        self.received_bytes += len(event.data)
         self._arrival.unpark_all()
 
     def put_end(self, event: StreamEnded) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -11,8 +14,10 @@ import trio
 from pyinfra_agent_protocol import ExecResult, RequestRefused, ResizeReceived, SignalReceived
 
 from ._channel import RequestCancelled, SessionEnded
+from ._limited import limiting_prefix
 from ._limits import RareLog
 from ._pty import PtySize
+from ._saved import SavedRun
 from ._spawn import Command, SpawnFailed, Stdin
 
 if TYPE_CHECKING:
@@ -21,8 +26,9 @@ if TYPE_CHECKING:
     from ._channel import RequestChannel
     from ._context import Context
     from ._process import Process
+    from ._saved import Descriptors
 
-__all__ = ["run_exec", "start_command"]
+__all__ = ["resume_exec", "run_exec", "start_command"]
 
 #: One read of a command's output: what one round of the event loop moves.
 _READ_BYTES: Final = 256 * 1024
@@ -42,10 +48,11 @@ def start_command(context: Context, command: Command) -> Process:
             f"the agent runs {most} commands already, which is its limit: wait for some to end, or raise max_commands"
             " in the agent's configuration file",
         )
-    if context.account is not None:
-        command = context.account.command(command)
     try:
-        return context.supervisor.spawn(command, context.settings.drain)
+        with context.account.taking(command) if context.account is not None else nullcontext(command) as taken:
+            return context.supervisor.spawn(
+                replace(taken, prefix=limiting_prefix(context.settings)), context.settings.drain
+            )
     except SpawnFailed as failure:
         if failure.what == "resources":
             _out_of_resources.note(error=os.strerror(failure.errno))
@@ -83,6 +90,15 @@ async def run_exec(context: Context, channel: RequestChannel, request: Exec) -> 
     return await _Run(context, channel, process, request).until_over(first_input)
 
 
+async def resume_exec(
+    context: Context, channel: RequestChannel, request: Exec, process: Process, saved: SavedRun
+) -> ExecResult:
+    """Go on with a command that the agent before this one started."""
+    run = _Run(context, channel, process, request)
+    run.restore(saved)
+    return await run.until_over(b"")
+
+
 class _Run:
     """The tasks around one process."""
 
@@ -95,6 +111,19 @@ class _Run:
         self._outputs = trio.CancelScope()
         self._is_over = False
         self._tree_ended = trio.Event()
+        milliseconds = request.timeout_ms
+        self._deadline = trio.current_time() + milliseconds / 1000 if milliseconds is not None else math.inf
+        channel.when_exported(self._export)
+
+    def restore(self, saved: SavedRun) -> None:
+        """Become, from new, as the run was that the agent before this one handed over."""
+        self._reason = saved.reason
+        if saved.timeout_seconds is not None:
+            self._deadline = trio.current_time() + saved.timeout_seconds
+
+    def _export(self, descriptors: Descriptors) -> SavedRun:
+        left = self._deadline - trio.current_time()
+        return SavedRun(self._process.export(descriptors), left if left < math.inf else None, self._reason)
 
     async def until_over(self, first_input: bytes) -> ExecResult:
         """Run to the end.  A plain command needs no task beside this one: each takes a short one's time."""
@@ -106,9 +135,12 @@ class _Run:
                 channel.when_forsaken(self._on_forsaken)
                 if request.stdin:
                     self._nursery.start_soon(self._feed, first_input)
-                if request.timeout_ms is not None:
-                    self._nursery.start_soon(self._expire, request.timeout_ms / 1000)
+                if self._reason != "exited":
+                    self._nursery.start_soon(self._finish_tree)
+                elif self._deadline < math.inf:
+                    self._nursery.start_soon(self._expire)
                 with self._outputs:
+                    await channel.send_unsent()
                     while (output := await process.read(_READ_BYTES)) is not None:
                         stream, data = output
                         await channel.send(data, stream)
@@ -118,24 +150,32 @@ class _Run:
                 self._nursery.cancel_scope.cancel()
             return self._result()
         finally:
-            process.abandon()
+            if not channel.is_handed_over:
+                process.abandon()
 
     def _result(self) -> ExecResult:
         ended = self._process.exit
         if ended is None:
             # Stuck in the kernel: KILL was sent and will act when it returns from there.
             return ExecResult(exit=None, signal=int(signal.SIGKILL), reason=self._reason)
+        if ended.code is None and ended.signal is None:
+            raise RequestRefused(
+                "outcome-unknown",
+                "the command has ended, and how is unknown: the agent was restarted meanwhile, and the target's kernel"
+                " tells that of no other process's child before Linux 6.15 (SIGUSR2, in place of a restart, avoids it)",
+            )
         return ExecResult(exit=ended.code, signal=ended.signal, reason=self._reason)
 
     async def _feed(self, first_input: bytes) -> None:
         try:
             try:
+                await self._process.write_rest()
                 if first_input:
                     await self._process.write_stdin(first_input)
                 while chunks := await self._channel.receive():
                     await self._process.write_stdin(b"".join(chunks))
                 await self._process.end_stdin()
-            except trio.BrokenResourceError:
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
                 # The command wants no more. What still comes is taken and dropped, so that the sender never waits.
                 while await self._channel.receive():
                     pass
@@ -155,14 +195,17 @@ class _Run:
         if not self._is_over:
             self._nursery.start_soon(self._end_tree, "cancelled")
 
-    async def _expire(self, seconds: float) -> None:
-        await trio.sleep(seconds)
+    async def _expire(self) -> None:
+        await trio.sleep_until(self._deadline)
         await self._end_tree("timeout")
 
     async def _end_tree(self, reason: str) -> None:
         if self._reason != "exited":
             return
         self._reason = reason
+        await self._finish_tree()
+
+    async def _finish_tree(self) -> None:
         await self._process.terminate_tree(self._context.settings.grace_seconds)
         self._tree_ended.set()
         # What the dying wrote is delivered; a survivor's open output or a full window must not keep us.
@@ -179,12 +222,16 @@ class _Run:
 async def _receive_script(channel: RequestChannel, size: int) -> tuple[bytes, bytes]:
     """Receive the script that comes first; return it and what came of the standard input behind it."""
     received = bytearray()
-    while len(received) < size:
-        chunks = await channel.receive()
-        if not chunks:
-            raise RequestRefused("bad-request", f"the script ended after {len(received)} of {size} bytes")
-        for chunk in chunks:
-            received += chunk
+    try:
+        while len(received) < size:
+            chunks = await channel.receive()
+            if not chunks:
+                raise RequestRefused("bad-request", f"the script ended after {len(received)} of {size} bytes")
+            for chunk in chunks:
+                received += chunk
+    except trio.Cancelled:
+        channel.put_back(bytes(received))
+        raise
     return bytes(received[:size]), bytes(received[size:])
 
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ._account import Account
     from ._litter import Litter
     from ._process import Supervisor
     from ._settings import Settings
@@ -21,6 +24,7 @@ class Context:
     Attributes:
         boot_id: changes with each boot of this machine, and tells a reboot from a lost connection.
         is_stopping: no new request is begun.
+        account: whom everything is done as; None is the agent's own user.
     """
 
     settings: Settings
@@ -28,9 +32,20 @@ class Context:
     litter: Litter | None
     boot_id: str
     is_stopping: bool = False
+    account: Account | None = None
+
+    def environment(self) -> dict[bytes, bytes]:
+        """Return a fresh environment for a command."""
+        return self.account.environment() if self.account is not None else self.settings.environment()
+
+    def directory(self, environment: Mapping[bytes, bytes]) -> bytes:
+        """Return where a command starts and relative names begin."""
+        if self.account is not None:
+            return environment.get(b"HOME", b"/")  # whether it can be entered is for that user to find out
+        return self.settings.directory(environment)
 
     def locate(self, path: bytes) -> bytes:
         """Return *path* as an absolute one: relative names begin where commands start."""
         if path.startswith(b"/"):
             return path
-        return os.path.join(self.settings.directory(self.settings.environment()), path)
+        return os.path.join(self.directory(self.environment()), path)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import trio
 
@@ -22,9 +24,12 @@ from pyinfra_agent_protocol import (
     Stat,
 )
 
+from ._account import find_account
+from ._audit import log_request
 from ._commands import run_exec
 from ._log import describe_failure, log
 from ._transfers import run_get, run_put, run_stat
+from ._user_files import get_as_user, put_as_user, stat_as_user
 from ._version import software_version
 
 if TYPE_CHECKING:
@@ -35,6 +40,8 @@ if TYPE_CHECKING:
     from ._channel import RequestChannel
     from ._context import Context
     from ._session import AgentSession
+
+    Handler: TypeAlias = Callable[[Context, RequestChannel, Any], Awaitable[Result]]
 
 __all__ = ["HANDLERS", "handle_request"]
 
@@ -50,7 +57,7 @@ async def _run_info(context: Context, channel: RequestChannel, request: Info) ->
             "release": platform.release(),
             "machine": platform.machine(),
             "python": platform.python_version(),
-            "uid": os.geteuid(),
+            "uid": context.account.uid if context.account is not None else os.geteuid(),
             "boot_id": context.boot_id,
         }
     )
@@ -63,7 +70,7 @@ async def _run_close_session(context: Context, channel: RequestChannel, request:
 
 
 #: Everything that can be asked; nothing can be before the agent has welcomed the controller.
-HANDLERS: Final[Mapping[type[Request], Callable[[Context, RequestChannel, Any], Awaitable[Result]]]] = {
+HANDLERS: Final[Mapping[type[Request], Handler]] = {
     Exec: run_exec,
     Put: run_put,
     Get: run_get,
@@ -73,14 +80,33 @@ HANDLERS: Final[Mapping[type[Request], Callable[[Context, RequestChannel, Any], 
 }
 
 
-async def handle_request(context: Context, session: AgentSession, channel: RequestChannel, request: Request) -> None:
-    """Carry *request* out and answer it, exactly once; no exception leaves but the agent's own end."""
+#: The same where another user than the agent's has to open a file.
+USER_HANDLERS: Final[Mapping[type[Request], Handler]] = {
+    Put: put_as_user,
+    Get: get_as_user,
+    Stat: stat_as_user,
+}
+
+
+async def handle_request(
+    context: Context,
+    session: AgentSession,
+    channel: RequestChannel,
+    request: Request,
+    resume: Handler | None = None,
+) -> None:
+    """Carry *request* out and answer it, exactly once; no exception leaves but the agent's own end.
+
+    With *resume*, which was begun by the agent before this one, that is what is left to do.
+    """
     started = trio.current_time()
+    # As it was asked: the session's controller may be another object by the end.
+    controller, peer = session.controller, session.peer
     outcome = "done"
+    result: Result | None = None
     try:
-        if context.is_stopping and not isinstance(request, CloseSession):
-            raise RequestRefused("stopping", "the agent is stopping: try again when it is back")
-        result = await HANDLERS[type(request)](context, channel, request)
+        carry_out = resume if resume is not None else partial(_carry_out, session)
+        result = await carry_out(context, channel, request)
         session.answer(channel, result)
         if isinstance(request, CloseSession):
             session.begin_closing()
@@ -93,12 +119,26 @@ async def handle_request(context: Context, session: AgentSession, channel: Reque
         log("request-failed", request=request.NAME, error=describe_failure(error))
         with suppress(LocalProtocolError):  # it was answered already
             session.refuse(channel, "internal", f"the agent failed at {request.NAME}: its log says where")
-    milliseconds = round((trio.current_time() - started) * 1000)
-    log(
-        "request",
-        controller=session.controller,
-        session=session,
-        request=request.NAME,
-        outcome=outcome,
-        ms=milliseconds,
-    )
+    log_request(controller, peer, session, channel, request, result, outcome, trio.current_time() - started)
+
+
+async def _carry_out(session: AgentSession, context: Context, channel: RequestChannel, request: Request) -> Result:
+    if isinstance(request, CloseSession):
+        return await HANDLERS[CloseSession](context, channel, request)
+    if session.is_over:
+        # Between its arrival and now its controller may have been shut out: nothing may begin any more.
+        raise RequestRefused("cancelled", "the session has ended")
+    if context.is_stopping:
+        raise RequestRefused("stopping", "the agent is stopping: try again when it is back")
+    policy = session.controller.policy
+    option = policy.refusal(request)
+    if option is not None:
+        raise RequestRefused(
+            "denied", f"{request.NAME} is not allowed to this controller: its line on the agent says {option}"
+        )
+    handlers = HANDLERS
+    if policy.user is not None and (account := find_account(policy.user)) is not None:
+        context = replace(context, account=account)
+        if getattr(request, "argv", None) is None:
+            handlers = {**HANDLERS, **USER_HANDLERS}
+    return await handlers[type(request)](context, channel, request)

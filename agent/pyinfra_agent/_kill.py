@@ -92,6 +92,16 @@ class ProcessTree:
         self._known = {pid: table.seen[pid] for pid in found if not table.seen[pid].is_dead}
         return set(self._known)
 
+    def export(self) -> tuple[tuple[int, int, int, int, int], ...]:
+        """Return whom the last look found: id, parent, group, session and start time of each."""
+        return tuple((pid, seen.parent, seen.group, seen.session, seen.started) for pid, seen in self._known.items())
+
+    def restore(self, known: Iterable[tuple[int, int, int, int, int]]) -> None:
+        """Know those whom the last look of the agent before us found."""
+        self._known = {
+            pid: _Seen(parent, group, session, started, is_dead=False) for pid, parent, group, session, started in known
+        }
+
     def send(self, number: int, pids: Iterable[int]) -> None:
         """Signal those of `pids` that the last look found. Gone ones, and those of another user, are passed over.
 

@@ -82,7 +82,7 @@ def start_limited(start: Callable[[], subprocess.Popen[bytes]], newest: int) -> 
 
 
 class RareLog:
-    """Logs what may happen a thousand times a second: in ten seconds one line, or *least*, and then how often it was."""
+    """Logs what may happen a thousand times a second: *least* lines in ten seconds, and then how often it was."""
 
     def __init__(self, event: str, least: int = 1) -> None:
         self._event = event

@@ -21,6 +21,7 @@ from pyinfra_agent_protocol import (
 )
 
 from ._log import log
+from ._metrics import Counters
 
 if TYPE_CHECKING:
     from pyinfra_agent_protocol import Transport, Welcome
@@ -53,18 +54,21 @@ class Link:
         session: AgentSession,
         welcome: Welcome,
         settings: Settings,
+        counters: Counters | None = None,
     ) -> None:
         self.stream = stream
         self.session = session
         self._transport = transport
         self._welcome = welcome
         self._settings = settings
+        self._counters = counters or Counters()
         self._scope = trio.CancelScope()
         self._finished = trio.Event()
         self._written = trio.lowlevel.ParkingLot()
         self._heard_at = trio.current_time()
         self._reason = "closed"
         self._said_last_word = False
+        self._is_expelled = False
         #: Set when the connection is about to be closed.
         self.gone = trio.Event()
         session.link = self
@@ -101,6 +105,12 @@ class Link:
         self._end(code)
         await self.gone.wait()
 
+    async def expel(self, code: str, text: str) -> None:
+        """Say why to a controller whose session is over, and end the link; nothing more of it is looked at."""
+        self._is_expelled = True
+        await self._send_last(code, text)
+        self._end(code)
+
     async def let_go(self) -> None:
         """See to it that a last word arrives: a socket closed over unread bytes is reset, which destroys it."""
         if not self._said_last_word:
@@ -133,7 +143,7 @@ class Link:
         data = b""  # what came along with handshake message 3 is already in the transport
         while True:
             try:
-                records = self._transport.receive_data(data)
+                records = self._transport.receive_data(data) if not self._is_expelled else []
                 if records or len(data) >= _ALIVE_BYTES:
                     self._heard_at = trio.current_time()
                 for plaintext in records:
@@ -142,12 +152,13 @@ class Link:
                 # Anybody in the network can inject bytes: they cost the link and never the session.
                 self._end(f"record refused: {error}")
             except (RemoteProtocolError, LocalProtocolError) as error:
-                await self._send_last(error)
+                await self._send_last(getattr(error, "code", "protocol"), str(error))
                 self._end(f"protocol broken: {error}")
             if self.session.protocol.has_data_to_send:
                 self.session.wake_writer()
             try:
                 data = bytes(await self.stream.receive_some(_READ_BYTES))
+                self._counters.bytes_received += len(data)
             except trio.BrokenResourceError as error:
                 self._end(f"connection broken: {error.__cause__ or error}")
                 return
@@ -171,6 +182,7 @@ class Link:
                         break
                     self.session.note_room()
                     await self.stream.send_all(b"".join(records))
+                    self._counters.bytes_sent += size
                     if size >= _WRITE_BYTES:
                         await self._wait_writable()
                 if self.session.is_closing:
@@ -205,12 +217,11 @@ class Link:
                 self.session.wake_writer()
             await trio.sleep(min(idle, busy))
 
-    async def _send_last(self, error: Exception) -> None:
+    async def _send_last(self, code: str, text: str) -> None:
         """Say why, on a link whose session is over: the session can no longer."""
-        code = getattr(error, "code", "protocol")
         with trio.move_on_after(_GOODBYE_SECONDS):
             try:
-                await self.stream.send_all(self._transport.encrypt(encode_goodbye(code, str(error))))
+                await self.stream.send_all(self._transport.encrypt(encode_goodbye(code, text)))
                 self._said_last_word = True
             except (trio.BrokenResourceError, trio.BusyResourceError):
                 return

@@ -18,24 +18,37 @@ import signal
 import struct
 import termios
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
+from pyinfra_agent._exits import UNKNOWN, is_our_child, wait_status
 from pyinfra_agent._kill import ProcessTree
+from pyinfra_agent._limits import reserved_descriptors
 from pyinfra_agent._pty import end_of_file, set_size
-from pyinfra_agent._spawn import Child, Command, start_child
+from pyinfra_agent._saved import SavedProcess
+from pyinfra_agent._spawn import Child, Command, SpawnFailed, start_child
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pyinfra_agent._cgroup import Cgroup, CommandCgroups
+    from pyinfra_agent._saved import Descriptors
 
 __all__ = ["Drain", "Exit", "Process", "Supervisor"]
 
 _DISCARD_BYTES: Final = 64 * 1024
 _UNKILLABLE_SECONDS: Final = 2.0  # a process in uninterruptible sleep survives SIGKILL for as long as it sleeps
+_REAPED_POLL_SECONDS: Final = 0.01
 _KEYBOARD_SIGNALS: Final = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP})
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a main process ended: exactly one of the exit code (0..255) and the signal that killed it is set."""
+    """How a main process ended: one of the exit code (0..255) and the signal that killed it is set.
+
+    Neither is where nobody knows: it ended while one agent took the place of another (`_exits`).
+    """
 
     code: int | None
     signal: int | None
@@ -63,15 +76,22 @@ class Supervisor:
     no output under a living process; the end of the agent's process does.
     """
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, cgroups: CommandCgroups | None = None) -> None:
         self._nursery = nursery
+        self._cgroups = cgroups
         self._processes: dict[int, Process] = {}
+        self._unfinished: set[Process] = set()
         self._discarding: set[int] = set()
 
     @property
     def processes(self) -> tuple[Process, ...]:
         """The commands whose main process is alive."""
         return tuple(self._processes.values())
+
+    @property
+    def unfinished(self) -> int:
+        """How many commands hold something of the agent's: they run, or nobody has let go of them yet."""
+        return len(self._unfinished)
 
     @property
     def discarding(self) -> frozenset[int]:
@@ -84,8 +104,25 @@ class Supervisor:
         Raises:
             SpawnFailed: it did not start, and nothing of it is left.
         """
-        process = Process(self, start_child(command), command, drain)
+        cgroup = self._cgroups.take() if self._cgroups is not None else None
+        try:
+            child = start_child(command, cgroup)
+        except SpawnFailed:
+            self._give_back(cgroup)
+            raise
+        with reserved_descriptors():  # it cannot fail now: the child runs
+            process = Process(self, child, cgroup, drain)
         self._processes[process.pid] = process
+        self._unfinished.add(process)
+        return process
+
+    def restore(self, saved: SavedProcess, descriptors: Descriptors, drain: Drain = _DEFAULT_DRAIN) -> Process:
+        """Go on with a command that the agent before this one started."""
+        cgroup = self._cgroups.resume(saved.cgroup) if self._cgroups is not None and saved.cgroup is not None else None
+        process = Process.restored(self, saved, descriptors, cgroup, drain)
+        if process.exit is None:
+            self._processes[process.pid] = process
+        self._unfinished.add(process)
         return process
 
     def discard(self, descriptor: int) -> None:
@@ -122,7 +159,12 @@ class Supervisor:
         with trio.open_signal_receiver(signal.SIGCHLD) as deaths:
             self.reap_orphans()
             async for _ in deaths:
-                self.reap_orphans()
+                if self.reap_orphans() and self._cgroups is not None:
+                    self._cgroups.sweep()
+
+    def _give_back(self, cgroup: Cgroup | None) -> None:
+        if self._cgroups is not None and cgroup is not None:
+            self._cgroups.give_back(cgroup)
 
     async def _discard(self, descriptor: int) -> None:
         while True:
@@ -148,23 +190,30 @@ class Process:
     # outputs also sees the exit: it waits on an epoll descriptor that holds all three. Only where somebody waits for
     # the exit without reading does a task of its own do that.
 
-    def __init__(self, supervisor: Supervisor, child: Child, command: Command, drain: Drain) -> None:
+    def __init__(self, supervisor: Supervisor, child: Child, cgroup: Cgroup | None, drain: Drain) -> None:
         self.pid = child.pid
         self._supervisor = supervisor
-        self._pidfd = child.pidfd
+        self._pidfd = -1 if child.pidfd is None else child.pidfd
+        self._is_child = True
         self._has_terminal = child.has_terminal
         self._stdin = child.stdin  # with a terminal, its master, which is stdout's to close
         self._last_byte: int | None = None
+        self._unwritten = b""
         self._exit: Exit | None = None
         self._exited = trio.Event()
         self._is_watched = False
-        self._tree = ProcessTree(child.pid, command.cgroup)
+        self._cgroup = cgroup
+        self._tree = ProcessTree(child.pid, cgroup)
         #: Open outputs and the stream that each is: 0 stdout, 1 stderr.
-        self._outputs = {child.stdout: 0} if child.stderr is None else {child.stdout: 0, child.stderr: 1}
+        self._outputs = {
+            number: stream for stream, number in enumerate((child.stdout, child.stderr)) if number is not None
+        }
         self._terminal = child.stdout if child.has_terminal else None
         self._poll = select.epoll()
-        for descriptor in (*self._outputs, child.pidfd):
+        for descriptor in self._outputs:
             self._poll.register(descriptor, select.EPOLLIN)
+        if child.pidfd is not None:
+            self._poll.register(child.pidfd, select.EPOLLIN)
         self._ready: list[int] = []
         self._waiting: trio.CancelScope | None = None
         self._drain = _Draining(drain)
@@ -173,6 +222,58 @@ class Process:
     def __repr__(self) -> str:
         state = "running" if self._exit is None else repr(self._exit)
         return f"<Process {self.pid}: {state}>"
+
+    # --- handing over ---
+
+    def export(self, descriptors: Descriptors) -> SavedProcess:
+        """Return what an agent must know that takes this one's place. Nobody may read or write any more."""
+        outputs = {stream: number for number, stream in self._outputs.items()}
+        stdout, stderr = outputs.get(0), outputs.get(1)
+        stdin = None if self._has_terminal and stdout is None else self._stdin
+        ended = self._exit or Exit(None, None)
+        drain_seconds, rest = self._drain.export((stdout, stderr))
+        return SavedProcess(
+            pid=self.pid,
+            has_terminal=self._has_terminal,
+            pidfd=descriptors.add(self._pidfd) if self._exit is None else None,
+            stdin=descriptors.add(stdin),
+            stdout=descriptors.add(stdout),
+            stderr=descriptors.add(stderr),
+            has_exited=self._exit is not None,
+            exit_code=ended.code,
+            exit_signal=ended.signal,
+            unwritten=self._unwritten,
+            last_byte=self._last_byte,
+            drain_seconds=drain_seconds,
+            rest=rest,
+            cgroup=str(self._cgroup.path) if self._cgroup is not None else None,
+            tree=self._tree.export(),
+        )
+
+    @classmethod
+    def restored(
+        cls, supervisor: Supervisor, saved: SavedProcess, descriptors: Descriptors, cgroup: Cgroup | None, drain: Drain
+    ) -> Process:
+        """Return the process that was exported."""
+        pidfd, stdin, stdout, stderr = map(descriptors.take, (saved.pidfd, saved.stdin, saved.stdout, saved.stderr))
+        process = cls(supervisor, Child(saved.pid, pidfd, stdin, stdout, stderr, saved.has_terminal), cgroup, drain)
+        process._unwritten, process._last_byte = saved.unwritten, saved.last_byte
+        process._tree.restore(saved.tree)
+        if saved.has_exited:
+            process._exit = Exit(saved.exit_code, saved.exit_signal)
+            process._exited.set()
+            process._tree.leader_reaped = True
+            process._drain.resume(saved.drain_seconds, dict(zip((stdout, stderr), saved.rest, strict=True)))
+        else:
+            process._is_child = is_our_child(saved.pid)
+        return process
+
+    async def write_rest(self) -> None:
+        """Write what the agent before this one had not yet written; raises as `write_stdin` does."""
+        rest, self._unwritten = self._unwritten, b""
+        await self.write_stdin(rest)
+
+    # --- use ---
 
     @property
     def exit(self) -> Exit | None:
@@ -210,7 +311,7 @@ class Process:
         raise trio.ClosedResourceError("the command's output was abandoned")
 
     async def write_stdin(self, data: bytes | bytearray | memoryview) -> None:
-        """Write all of `data`. If cancelled, an unknown part of it was written.
+        """Write all of `data`. If cancelled, `export` knows which part of it was not written.
 
         Waits for as long as nobody reads, even past the end of the main process: cancel it then.
 
@@ -218,22 +319,27 @@ class Process:
             trio.BrokenResourceError: nobody can read it any more.
             trio.ClosedResourceError: there is no stdin, or it was ended.
         """
-        await trio.lowlevel.checkpoint()
         with memoryview(data) as view:
             sent = 0
-            while sent < len(view):
-                if self._stdin is None:
-                    raise trio.ClosedResourceError("the command has no standard input, or it was ended")
-                if self._has_terminal and self._terminal is None:
-                    raise trio.BrokenResourceError("the command closed its terminal")
-                try:
-                    sent += os.write(self._stdin, view[sent:])
-                except BlockingIOError:
-                    await trio.lowlevel.wait_writable(self._stdin)
-                except OSError as error:
-                    raise trio.BrokenResourceError("the command closed its standard input") from error
-            if sent:
-                self._last_byte = view[-1]
+            try:
+                await trio.lowlevel.checkpoint()
+                while sent < len(view):
+                    if self._stdin is None:
+                        raise trio.ClosedResourceError("the command has no standard input, or it was ended")
+                    if self._has_terminal and self._terminal is None:
+                        raise trio.BrokenResourceError("the command closed its terminal")
+                    try:
+                        sent += os.write(self._stdin, view[sent:])
+                    except BlockingIOError:
+                        await trio.lowlevel.wait_writable(self._stdin)
+                    except OSError as error:
+                        raise trio.BrokenResourceError("the command closed its standard input") from error
+            except trio.Cancelled:
+                self._unwritten = bytes(view[sent:])
+                raise
+            finally:
+                if sent:
+                    self._last_byte = view[sent - 1]
 
     async def end_stdin(self) -> None:
         """Let the command see the end of its input; no error if it has ended or never was.
@@ -252,7 +358,7 @@ class Process:
 
         What a keyboard would send (SIGINT, SIGQUIT, SIGTSTP) goes to a terminal's foreground group, as from there.
         """
-        if self._exit is not None:
+        if self._exit is not None or not self._is_there():
             return  # the group's number may be somebody else's by now
         group = self.pid
         if self._terminal is not None and number in _KEYBOARD_SIGNALS:
@@ -273,10 +379,8 @@ class Process:
         or ones stuck in the kernel.
         """
         self._watch()
-        members = self._tree.find()
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCONT):
-            if number is not signal.SIGHUP or self._terminal is not None:
-                self._tree.send(number, members)
+        hang_up = (signal.SIGHUP,) if self._terminal is not None else ()
+        self._tree.signal(signal.SIGTERM, *hang_up, signal.SIGCONT)
         try:
             with trio.move_on_after(grace_seconds):
                 await self._tree.wait_gone()
@@ -307,6 +411,7 @@ class Process:
             descriptor, _ = self._outputs.popitem()
             trio.lowlevel.notify_closing(descriptor)
             self._supervisor.discard(descriptor)
+        self._finish()
 
     # --- reading ---
 
@@ -374,6 +479,15 @@ class Process:
 
     # --- the end ---
 
+    def _is_there(self) -> bool:
+        """Tell whether the main process was not reaped; our child cannot be without us."""
+        if not self._is_child:
+            try:
+                signal.pidfd_send_signal(self._pidfd, 0)
+            except OSError as error:
+                return error.errno != errno.ESRCH
+        return True
+
     def _watch(self) -> None:
         """See to it that the exit is noticed even though nobody reads."""
         if self._exit is None and not self._is_watched:
@@ -387,18 +501,19 @@ class Process:
             except trio.ClosedResourceError:
                 return  # a reader was first
             self._reap()
+            if self._exit is None:
+                await trio.sleep(_REAPED_POLL_SECONDS)  # its parent, which is not us, has not yet reaped it
         self._supervisor.reap_orphans()
 
     def _reap(self) -> None:
         """Take the main process's status, if it has exited and this was not done before."""
         if self._exit is not None:
             return
-        status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG)
-        if status is None:
+        self._exit = self._ended()
+        if self._exit is None:
             return
-        by_itself = status.si_code == os.CLD_EXITED
-        self._exit = Exit(status.si_status, None) if by_itself else Exit(None, status.si_status)
-        del self._supervisor._processes[self.pid]
+        if self._supervisor._processes.get(self.pid) is self:
+            del self._supervisor._processes[self.pid]
         self._tree.leader_reaped = True
         self._drain.begin()
         self._exited.set()
@@ -408,6 +523,31 @@ class Process:
         self._pidfd = -1
         if self._waiting is not None:
             self._waiting.deadline = self._deadline()
+        self._finish()
+
+    def _ended(self) -> Exit | None:
+        """Return how the main process ended, if it did."""
+        if self._is_child:
+            status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG)
+            if status is None:
+                return None
+            by_itself = status.si_code == os.CLD_EXITED
+            return Exit(status.si_status, None) if by_itself else Exit(None, status.si_status)
+        word = wait_status(self._pidfd)
+        if word is None:
+            if not self._is_abandoned:
+                self._poll.modify(self._pidfd, 0)  # EPOLLHUP comes without being asked for
+            return None
+        if word == UNKNOWN:
+            return Exit(None, None)
+        return Exit(os.WEXITSTATUS(word), None) if os.WIFEXITED(word) else Exit(None, os.WTERMSIG(word))
+
+    def _finish(self) -> None:
+        """Give back what the command had of the agent's, once it has exited and nobody will want to end its tree."""
+        if self._exit is not None and self._is_abandoned:
+            self._supervisor._unfinished.discard(self)
+            self._tree.cgroup = None  # another command's from now on
+            self._supervisor._give_back(self._cgroup)
 
     def _close_stdin(self) -> None:
         descriptor, self._stdin = self._stdin, None
@@ -440,6 +580,19 @@ class _Draining:
     def begin(self) -> None:
         """Note the exit."""
         self._marked_at = trio.current_time()
+
+    def export(self, outputs: Sequence[int | None]) -> tuple[float, tuple[int | None, int | None]]:
+        """Return the seconds that are left, and what `rest_of` has said of stdout and stderr."""
+        if self.is_over:
+            return 0.0, (0, 0)
+        stdout, stderr = (self._rest.get(number) if number is not None else None for number in outputs)
+        return max(0.0, self._left_seconds), (stdout, stderr)
+
+    def resume(self, seconds: float, rest: Mapping[int | None, int | None]) -> None:
+        """Go on after the exit, from what was exported."""
+        self.begin()
+        self._left_seconds = seconds
+        self._rest = {number: count for number, count in rest.items() if number is not None and count is not None}
 
     def charge(self) -> None:
         """Count the time since the last call, or no more than one quiet time of it."""

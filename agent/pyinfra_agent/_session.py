@@ -5,11 +5,10 @@ A session's requests run in the agent's nursery and not in a link's, so a lost l
 
 from __future__ import annotations
 
-import os
 import platform
-import pwd
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import msgpack
 import trio
 
 from pyinfra_agent_protocol import (
@@ -20,6 +19,7 @@ from pyinfra_agent_protocol import (
     DataReceived,
     Event,
     GoodbyeReceived,
+    KeyFormatError,
     PongReceived,
     ProtocolError,
     Request,
@@ -34,18 +34,26 @@ from pyinfra_agent_protocol import (
     Welcome,
 )
 
+from ._audit import own_name
+from ._authorized import NotAdmitted
 from ._channel import RequestChannel
+from ._controllers import Controller
 from ._log import log
+from ._saved import SavedStateInvalid
+from ._settings import OnLost
 from ._version import software_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._authorized import Controller
+    from ._connection import Authorizer
     from ._link import Link
+    from ._saved import SavedRequest, SavedSession
     from ._settings import Settings
 
 __all__ = ["AgentSession", "SessionTable"]
+
+_NARROWED: Final = "it may do less now than when the session began"
 
 
 class AgentSession:
@@ -60,6 +68,8 @@ class AgentSession:
         start_request: Callable[[AgentSession, RequestChannel, Request], None],
     ) -> None:
         self.controller = controller
+        #: Where its link comes from, as `host:port`; "" while it has none.
+        self.peer = ""
         self.ident = ident
         self.attempt = 0
         self.link: Link | None = None
@@ -102,6 +112,15 @@ class AgentSession:
         if not self.is_over and not channel.session_ended:
             send()
             self.wake_writer()
+
+    def restore_channel(self, saved: SavedRequest) -> RequestChannel:
+        """Return the channel of a request that the agent before this one was asked."""
+        channel = RequestChannel(saved.number, self.protocol, self.wake_writer)
+        channel.restore(saved)
+        self._channels[saved.number] = channel
+        if self.is_over:
+            channel.end_session()
+        return channel
 
     # --- for the link ---
 
@@ -164,6 +183,11 @@ class AgentSession:
         self.protocol.close()
         self._leave_requests()
 
+    def end_commands(self) -> None:
+        """End the commands that still run, as if they had been cancelled: nobody will come back for them."""
+        for channel in self._channels.values():
+            channel.forsake()
+
     def _leave_requests(self) -> None:
         for channel in self._channels.values():
             channel.end_session()
@@ -183,56 +207,98 @@ class SessionTable:
         self._nursery = nursery
         self._budget = budget
         self._start_request = start_request
+        #: Parked here wait those who have nothing to do while there is no session.
+        self.opened = trio.lowlevel.ParkingLot()
         # In the order in which they were opened or last lost their link: the front is the oldest.
         self._sessions: dict[tuple[bytes, bytes], AgentSession] = {}
+
+    def use(self, settings: Settings) -> None:
+        """Go on with other *settings*; times to live that have begun to run are kept."""
+        self._settings = settings
 
     @property
     def sessions(self) -> tuple[AgentSession, ...]:
         """Every session, lost ones included."""
         return tuple(self._sessions.values())
 
-    async def join(self, controller: Controller, payload: ControllerPayload) -> tuple[AgentSession | None, Welcome]:
-        """Find or open the session that a new link names; return it, attached, and what to answer.
+    async def join(
+        self, controller: Controller, payload: ControllerPayload, peer: str
+    ) -> tuple[AgentSession | None, Welcome]:
+        """Find or open the session that a new link from *peer* names; return it, attached, and what to answer.
 
         Somebody else's identifier is an unknown one by construction: the controller's key is half of the key.
         """
         session = self._sessions.get((controller.key, payload.session))
+        if session is not None and controller.policy.is_narrower_than(session.controller.policy):
+            # What it began may be what it must not do any more.
+            self.revoke(session, _NARROWED)
+            session = None
         status = "resumed"
         if session is None:
             if payload.resume:
-                return None, self._welcome("unknown")
+                return None, self._welcome(controller, "unknown")
             if not self._make_room(controller.key):
                 log("session-refused", controller=controller, reason="too many sessions")
-                return None, self._welcome("full")
+                return None, self._welcome(controller, "full")
             status = "new"
             session = AgentSession(
                 controller, payload.session, self._budget, self._settings.requests_max, self._start_request
             )
             self._sessions[controller.key, payload.session] = session
+            self.opened.unpark_all()
         if payload.attempt <= session.attempt:
-            return None, self._welcome("stale")
+            return None, self._welcome(controller, "stale")
         session.attempt = payload.attempt
         # The old link's reader must have stopped before `received` is stated: that number is a promise.
         await session.drop_link()
         if session.attempt != payload.attempt:
-            return None, self._welcome("stale")
+            return None, self._welcome(controller, "stale")
         if session.is_over:
-            return None, self._welcome("unknown")
+            return None, self._welcome(controller, "unknown")
         session.expiry.cancel()
+        session.controller, session.peer = controller, peer
         try:
             session.protocol.attach(payload.received)
         except ResumeInvalid as error:
             log("session-broken", controller=controller, session=session, reason=error)
             self.drop(session)
-            return None, self._welcome("unknown")
+            return None, self._welcome(controller, "unknown")
         log(f"session-{status}", controller=controller, session=session)
-        return session, self._welcome(status, session.protocol.received)
+        return session, self._welcome(controller, status, session.protocol.received)
+
+    def restore(self, saved: SavedSession) -> AgentSession:
+        """Take over a session of the agent before this one; it has no link yet.
+
+        Raises:
+            SavedStateInvalid: it is not understood.
+        """
+        try:
+            controller = Controller.from_state(msgpack.unpackb(saved.controller))
+            session = AgentSession(
+                controller, saved.ident, self._budget, self._settings.requests_max, self._start_request
+            )
+            session.attempt = saved.attempt
+            if saved.protocol is None:
+                session.end()
+                return session
+            session.protocol = Session.restore(
+                saved.protocol,
+                budget=Budget(SESSION_BUDGET_BYTES, self._budget),
+                channels_max=self._settings.requests_max,
+            )
+        except (ProtocolError, KeyFormatError, ValueError, TypeError, KeyError) as error:
+            raise SavedStateInvalid(f"a session: {error}") from error
+        self._sessions[controller.key, saved.ident] = session
+        self.opened.unpark_all()
+        self.lose(session)
+        return session
 
     def lose(self, session: AgentSession) -> None:
         """Note that the session's link is gone; unless it is over, it is kept for its time to live."""
         if session.is_over or session.is_closing:
             self.drop(session)
             return
+        session.peer = ""
         key = (session.controller.key, session.ident)
         self._sessions[key] = self._sessions.pop(key)
         session.expiry = trio.CancelScope()
@@ -245,14 +311,47 @@ class SessionTable:
             del self._sessions[key]
             session.expiry.cancel()
             session.end()
+            if self._settings.on_lost is OnLost.KILL and not session.is_closing:
+                session.end_commands()
             log("session-ended", controller=session.controller, session=session)
 
+    def judge(self, session: AgentSession, authorizer: Authorizer) -> None:
+        """Ask *authorizer* whether the controller of *session* would still be let in, and end the session if not."""
+        old = session.controller
+        try:
+            new = authorizer.admit(old.key, old.certificate, session.peer)
+        except NotAdmitted as reason:
+            self.revoke(session, str(reason))
+            return
+        if new.policy.is_narrower_than(old.policy):
+            self.revoke(session, _NARROWED)
+        else:
+            session.controller = new
+
+    def revoke(self, session: AgentSession, reason: str) -> None:
+        """End the session because its controller is not let in any more; its commands run on, as after `drop`."""
+        log(
+            "session-revoked",
+            controller=session.controller,
+            key=session.controller.fingerprint,
+            peer=session.peer or None,
+            session=session,
+            reason=reason,
+        )
+        self.drop(session)
+        if session.link is not None:
+            self._nursery.start_soon(session.link.expel, "revoked", "this controller is not let in any more")
+
     async def _expire(self, session: AgentSession, expiry: trio.CancelScope) -> None:
+        lost = trio.current_time()
         with expiry:
-            await trio.sleep(self._settings.session_ttl_seconds)
+            if self._settings.on_lost is OnLost.KILL:
+                await trio.sleep(min(self._settings.on_lost_after_seconds, self._settings.session_ttl_seconds))
+                session.end_commands()
+            await trio.sleep_until(lost + self._settings.session_ttl_seconds)
             self.drop(session)
 
-    def _welcome(self, status: str, received: int = 0) -> Welcome:
+    def _welcome(self, controller: Controller, status: str, received: int = 0) -> Welcome:
         return Welcome(
             session=status,
             received=received,
@@ -260,7 +359,7 @@ class SessionTable:
             ttl=int(self._settings.session_ttl_seconds),
             version=software_version(),
             hostname=platform.node()[:255],
-            user=_own_name(),
+            user=controller.policy.user or own_name(),
         )
 
     def _make_room(self, key: bytes) -> bool:
@@ -277,11 +376,3 @@ class SessionTable:
             self.drop(session)
             return True
         return False
-
-
-def _own_name() -> str:
-    """Return the name of the user that this process runs as; its number if it has none."""
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())

@@ -7,8 +7,9 @@ memory. What the child inherits is settled here or by the agent as a whole:
 - SIGPIPE and SIGXFSZ, which Python ignores, get their default back (`restore_signals`). Handlers vanish on exec.
   `inherit_nothing_of_the_agent` does the rest once, at the agent's start: signals that whoever started the agent
   ignores (SIGHUP under nohup), and its signal mask;
-- the limit of open descriptors is the one that the agent was started with (`_limits`). Other resource limits, umask
-  and oom_score_adj are the agent's own, and its unit must leave the limits and oom_score_adj as a login has them.
+- the limit of open descriptors is the one that the agent was started with (`_limits`), and oom_score_adj a login's
+  (`_oom`). Other resource limits and umask are the agent's own, and its unit must leave the limits as a login has
+  them.
 
 Pipes, never socketpairs: `echo x >/dev/stdout` opens the descriptor anew, which a socket refuses. Linux 5.3 or newer,
 for pidfd_open.
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from pyinfra_agent._limits import reserved_descriptors, start_limited
+from pyinfra_agent._oom import with_score_of_a_login
 from pyinfra_agent._pty import PtySize, in_terminal, open_terminal, terminal_environment
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ class Command:
     `stdin` may be a descriptor, which stays the caller's to close; `descriptors` stay open under their own numbers
     in the command, for a script that travels as /dev/fd/N. With `pty` the command's output is all on stdout. `nice`
     is the niceness that it runs with; None is the agent's own. `terminal_owner` is the user that the terminal is given
-    to.
+    to. `prefix` is a program, with arguments, that executes the rest in its own place.
     """
 
     argv: Sequence[bytes]
@@ -70,6 +72,7 @@ class Command:
     descriptors: Sequence[int] = ()
     nice: int | None = None
     terminal_owner: int | None = None
+    prefix: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,8 @@ def start_child(command: Command, cgroup: Cgroup | None = None) -> Child:
         try:
             if command.pty is not None:
                 return _start_in_terminal(command, cgroup, command.pty, on_failure)
+            if command.prefix:
+                _check_program(command)  # the prefix could only tell by an exit code
             return _start_with_pipes(command, cgroup, on_failure)
         except ValueError as error:
             raise SpawnFailed("arguments", errno.EINVAL, f"cannot run {_shown(command.argv[0])}: {error}") from error
@@ -195,10 +200,12 @@ def _popen(
     stdout: int,
     stderr: int,
 ) -> int:
+    words = [*command.prefix, *argv]
+
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            list(argv),
-            executable=_find_program(argv[0], env),
+            words,
+            executable=_find_program(words[0], env),
             env=env,
             cwd=command.cwd,
             stdin=stdin,
@@ -209,7 +216,7 @@ def _popen(
         )
 
     try:
-        with cgroup.entered() if cgroup is not None else contextlib.nullcontext():
+        with with_score_of_a_login(), cgroup.entered() if cgroup is not None else contextlib.nullcontext():
             child = start_limited(start, max(stdout, stderr))
     except OSError as error:
         _explain(error, command)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ._process import Process
     from ._upload import UploadResult
 
-__all__ = ["run_get", "run_put", "run_stat"]
+__all__ = ["announced", "in_thread", "run_get", "run_put", "run_stat", "unless_cancelled"]
 
 #: What one call into a thread reads: a multiple of a frame's body, so that no crumb is left over.
 #: One more than a mebibyte, so that a file of that size is read in one call.
@@ -52,22 +52,22 @@ T = TypeVar("T")
 async def run_put(context: Context, channel: RequestChannel, request: Put) -> PutResult:
     """Receive a file, verify it, and let it appear at its place, or give it to the writer."""
     put = _put_as_other if request.argv is not None else _put
-    return await _unless_cancelled(channel, lambda: put(context, channel, request))
+    return await unless_cancelled(channel, lambda: put(context, channel, request))
 
 
 async def run_get(context: Context, channel: RequestChannel, request: Get) -> GetResult:
     """Send a file, or what the reader prints."""
     get = _get_as_other if request.argv is not None else _get
-    return await _unless_cancelled(channel, lambda: get(context, channel, request))
+    return await unless_cancelled(channel, lambda: get(context, channel, request))
 
 
 async def run_stat(context: Context, channel: RequestChannel, request: Stat) -> StatResult:
     """Look at a path."""
-    found = await _in_thread(lambda: stat_path(context.locate(request.path), request.follow))
+    found = await in_thread(lambda: stat_path(context.locate(request.path), request.follow))
     return StatResult(dict(found) if found is not None else None)
 
 
-async def _unless_cancelled(channel: RequestChannel, transfer: Callable[[], Awaitable[T]]) -> T:
+async def unless_cancelled(channel: RequestChannel, transfer: Callable[[], Awaitable[T]]) -> T:
     """Await *transfer*, or stop it when the controller no longer wants it: a transfer is never left half done."""
     with trio.CancelScope() as scope:
         channel.when_cancelled(scope.cancel)
@@ -75,7 +75,7 @@ async def _unless_cancelled(channel: RequestChannel, transfer: Callable[[], Awai
     raise RequestRefused("cancelled", "the transfer was cancelled")
 
 
-async def _in_thread(call: Callable[[], T]) -> T:
+async def in_thread(call: Callable[[], T]) -> T:
     """Run a blocking *call*; its refusals become the request's."""
     try:
         return await trio.to_thread.run_sync(call)
@@ -101,13 +101,13 @@ async def _put(context: Context, channel: RequestChannel, request: Put) -> PutRe
                 litter=context.litter,
             )
         upload.write(chunks)
-        return upload.commit(*_announced(ended)) if ended is not None else None
+        return upload.commit(*announced(ended)) if ended is not None else None
 
     try:
         while True:
             chunks = await channel.receive(_BLOCK_BYTES)
             ended = channel.ended if channel.is_drained else None
-            done = await _in_thread(partial(write, chunks, ended))
+            done = await in_thread(partial(write, chunks, ended))
             if done is not None:
                 return PutResult(done.size, done.created, done.in_place)
     except BaseException:
@@ -117,7 +117,8 @@ async def _put(context: Context, channel: RequestChannel, request: Put) -> PutRe
         raise
 
 
-def _announced(ended: StreamEnded | None) -> tuple[int, bytes]:
+def announced(ended: StreamEnded | None) -> tuple[int, bytes]:
+    """Return what the controller said of its data at their end: their size and digest."""
     if ended is None or ended.size is None or ended.digest is None:
         raise RequestRefused("bad-request", "put: the end of the data lacks its size or its digest")
     return ended.size, ended.digest
@@ -135,7 +136,7 @@ async def _get(context: Context, channel: RequestChannel, request: Get) -> GetRe
             download.close()
             raise
 
-    download, block = await _in_thread(begin)
+    download, block = await in_thread(begin)
     size = 0
     try:
         while block:
@@ -162,7 +163,7 @@ class _Ahead:
     async def read(self) -> None:
         if self._read is not None:
             try:
-                self._block = await _in_thread(self._read)
+                self._block = await in_thread(self._read)
             except RequestRefused as refusal:
                 self._refusal = refusal  # raised by `result`: a nursery would put it into a group
 
@@ -173,12 +174,12 @@ class _Ahead:
 
 
 async def _put_as_other(context: Context, channel: RequestChannel, request: Put) -> PutResult:
-    spool: Incoming = await _in_thread(lambda: open_spool(request.path, Digest()))
+    spool: Incoming = await in_thread(lambda: open_spool(request.path, Digest()))
     try:
         while chunks := await channel.receive(_BLOCK_BYTES):
-            await _in_thread(partial(spool.write, chunks))
-        size, digest = _announced(channel.ended)
-        await _in_thread(lambda: spool.verify(size, digest))
+            await in_thread(partial(spool.write, chunks))
+        size, digest = announced(channel.ended)
+        await in_thread(lambda: spool.verify(size, digest))
         process = _start_helper(context, request, spool.fd)
     finally:
         spool.close()

@@ -12,10 +12,12 @@ import trio
 import trio.testing
 
 from pyinfra_agent._admission import Admission
-from pyinfra_agent._authorized import Controller
+from pyinfra_agent._authorized import NotAdmitted
 from pyinfra_agent._connection import ConnectionServer
 from pyinfra_agent._context import Context
+from pyinfra_agent._controllers import Controller
 from pyinfra_agent._dispatch import handle_request
+from pyinfra_agent._policy import Policy
 from pyinfra_agent._process import Supervisor
 from pyinfra_agent._session import SessionTable
 from pyinfra_agent._settings import Settings
@@ -51,12 +53,23 @@ def sh(script: str | bytes, **fields) -> Exec:
 class Allowed:
     """Lets some keys in; everybody where none is named."""
 
-    def __init__(self, *keys: bytes, comment: str = "tester") -> None:
+    def __init__(self, *keys: bytes, comment: str = "tester", policy: Policy | None = None) -> None:
         self.keys = keys
+        self.policy = policy or Policy()
         self.comment = comment
 
-    def find(self, key):
-        return Controller(key, self.comment) if not self.keys or key in self.keys else None
+    signature = None
+
+    def certificate_of(self, key):
+        return b""
+
+    def next_key_after(self, key):
+        return b""
+
+    def admit(self, key, certificate, peer):
+        if self.keys and key not in self.keys:
+            raise NotAdmitted("this key is not authorised")
+        return Controller(key, self.comment, self.policy)
 
 
 class House:

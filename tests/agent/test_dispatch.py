@@ -108,9 +108,9 @@ async def test_protocol_error_while_a_command_prints_costs_the_session_and_not_t
     """The command goes on printing between the error and the end of its link, which may take a second."""
     send_last = Link._send_last
 
-    async def send_last_slowly(self, error):
+    async def send_last_slowly(self, code, text):
         await trio.sleep(0.1)
-        await send_last(self, error)
+        await send_last(self, code, text)
 
     monkeypatch.setattr(Link, "_send_last", send_last_slowly)
     bystander = await house.welcome()

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from pyinfra_agent import _dispatch, _server
-from pyinfra_agent._authorized import AuthorizedControllers
+from pyinfra_agent._editing import TrustFiles
 from pyinfra_agent._keys import StateError
 from pyinfra_agent._server import Agent, format_address
 from pyinfra_agent._settings import Settings
@@ -212,7 +212,7 @@ class Service:
 @pytest.fixture
 def service(tmp_path):
     key = KeyPair.generate()
-    AuthorizedControllers(tmp_path / "state").authorize(format_public(key.public, "tester"))
+    TrustFiles(tmp_path / "state").authorize(format_public(key.public, "tester"), widens=False)
     with Service(tmp_path / "state") as service:
         service.key = key
         yield service

@@ -7,7 +7,7 @@ import os
 import pytest
 import trio
 
-from pyinfra_agent import _session
+from pyinfra_agent import _audit
 from pyinfra_agent_protocol import CloseSession, ControllerPayload, Exec, Info, Initiator, Put
 from pyinfra_agent_protocol._frames import FrameType, encode_header
 from tests.agent.helpers import House, TestController, is_alive, sh, socket_pair, until
@@ -408,5 +408,7 @@ def test_user_without_a_name_is_shown_by_its_number(monkeypatch):
     def unknown(uid):
         raise KeyError(uid)
 
-    monkeypatch.setattr(_session.pwd, "getpwuid", unknown)
-    assert _session._own_name().isdigit()
+    monkeypatch.setattr(_audit.pwd, "getpwuid", unknown)
+    _audit.own_name.cache_clear()
+    assert _audit.own_name().isdigit()
+    _audit.own_name.cache_clear()

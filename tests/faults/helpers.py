@@ -34,7 +34,7 @@ def connected(port, controller, **options):
     """Yield a client of *controller* that is connected to *port* on 127.0.0.1."""
     options = {"connect_seconds": 5.0, "resume_seconds": 30.0} | options
     client = AgentClient(
-        LOCALHOST, port, identity=load_or_create(controller.home), check_key=lambda key: None, **options
+        LOCALHOST, port, identity=load_or_create(controller.home), check_key=lambda *_: None, **options
     )
     client.connect()
     try:

@@ -53,7 +53,7 @@ from pyinfra_agent_connector.client import AgentClient
 
 def new_client():
     identity = load_or_create(agent_home())
-    client = AgentClient(sys.argv[1], int(sys.argv[2]), identity=identity, check_key=lambda key: None)
+    client = AgentClient(sys.argv[1], int(sys.argv[2]), identity=identity, check_key=lambda *_: None)
     client.connect()
     return client
 """
