@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pyinfra_agent_protocol import DEFAULT_PORT
 
+from ._config_discovery import DNS_EXPECTED, GROUPS_EXPECTED, read_dns, read_groups, read_interfaces, show_dns
+from ._log import LogFormat
 from ._process import Drain
 from ._settings import Cgroups, OnLost, Settings
 from ._upload import SyncPolicy
@@ -30,7 +32,15 @@ if TYPE_CHECKING:
     import enum
     from collections.abc import Callable
 
-__all__ = ["ConfigError", "default_config_path", "format_config", "load_config", "parse_address", "parse_config"]
+__all__ = [
+    "ConfigError",
+    "changed_keys",
+    "default_config_path",
+    "format_config",
+    "load_config",
+    "parse_address",
+    "parse_config",
+]
 
 _HOUR_SECONDS: Final = 3_600
 _WEEK_SECONDS: Final = 7 * 24 * _HOUR_SECONDS
@@ -51,7 +61,12 @@ class ConfigError(Exception):
 
 
 def default_config_path() -> Path:
-    """Return `/etc/pyinfra-agent/agent.toml` for root, else a file under `$XDG_CONFIG_HOME` or `~/.config`."""
+    """Return `/etc/pyinfra-agent/agent.toml` for root, else a file under `$XDG_CONFIG_HOME` or `~/.config`.
+
+    For a service, whoever it runs as, systemd says where it is (ConfigurationDirectory=).
+    """
+    if os.path.isabs(directory := os.environ.get("CONFIGURATION_DIRECTORY", "")):
+        return Path(directory, "agent.toml")
     if os.geteuid() == 0:
         return Path("/etc/pyinfra-agent/agent.toml")
     base = os.environ.get("XDG_CONFIG_HOME", "")
@@ -112,8 +127,12 @@ def parse_config(text: str, name: str) -> Settings:
 
 def format_config(settings: Settings) -> str:
     """Return *settings*, whose state directory is known, as a configuration file that says all of it."""
-    # JSON's strings, numbers, arrays and booleans are TOML's, too.
-    return "".join(f"{word} = {json.dumps(key.show(settings), ensure_ascii=False)}\n" for word, key in _KEYS.items())
+    return "".join(f"{word} = {_toml(key.show(settings))}\n" for word, key in _KEYS.items())
+
+
+def changed_keys(before: Settings, after: Settings) -> list[str]:
+    """Return the keys of the file in whose values the two differ."""
+    return [word for word, key in _KEYS.items() if key.show(before) != key.show(after)]
 
 
 def parse_address(text: str) -> tuple[str | None, int]:
@@ -151,6 +170,13 @@ class _Key:
     read: Callable[[object], Any]
     put: Callable[[Settings, Any], Settings]
     show: Callable[[Settings], object]
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{word} = {_toml(inner)}' for word, inner in value.items())}}}"
+    # JSON's strings, numbers, arrays and booleans are TOML's, too.
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _field(name: str, expected: str, read: Callable[[object], Any], show: Callable[[Any], object]) -> _Key:
@@ -217,6 +243,16 @@ def _read_umask(value: object) -> int:
     return int(value, 8)
 
 
+def _read_bytes(value: object) -> int | None:
+    if isinstance(value, str) and (found := re.fullmatch(r"(\d{1,12})([KMGT])", value)):
+        value = int(found[1]) << 10 * (" KMGT".index(found[2]))
+    return _whole(value, 0, 1 << 60) or None
+
+
+def _read_tasks(value: object) -> int | None:
+    return _whole(value, 0, 100_000) or None
+
+
 def _read_directory(value: object) -> Path:
     if not isinstance(value, str) or not os.path.isabs(value) or "\0" in value:
         raise ValueError
@@ -249,10 +285,24 @@ _KEYS: Final = {
     ),
     "state_dir": _field("state_dir", "an absolute path", _read_directory, str),
     "announce": _field("announce", "true or false", _read_flag, _same),
+    "announce_interfaces": _field(
+        "announce_interfaces", 'a list of interfaces, like ["eth0"], or [] for all', read_interfaces, list
+    ),
+    "groups": _field("groups", GROUPS_EXPECTED, read_groups, list),
+    "dns": _field("dns", DNS_EXPECTED, read_dns, show_dns),
     "max_commands": _count("commands_max", 1, 100_000),
     "umask": _field("umask", 'an octal number in quotes, like "022"', _read_umask, lambda umask: f"{umask:03o}"),
     "nice": _count("nice", -20, 19),
     "cgroups": _choice("cgroups", Cgroups),
+    "max_memory": _field(
+        "memory_max_bytes",
+        'a number of bytes, or a text like "512M" or "2G", or 0 for no limit',
+        _read_bytes,
+        lambda count: count or 0,
+    ),
+    "max_tasks": _field(
+        "tasks_max", "a whole number from 0 (no limit) to 100000", _read_tasks, lambda count: count or 0
+    ),
     "grace": _seconds("grace_seconds", _HOUR_SECONDS),
     "drain": _Key(
         _seconds_up_to(_HOUR_SECONDS),
@@ -265,6 +315,7 @@ _KEYS: Final = {
     "session_ttl": _seconds("session_ttl_seconds", _WEEK_SECONDS),
     "stop": _seconds("stop_seconds", _HOUR_SECONDS),
     "sync": _choice("sync", SyncPolicy),
+    "log": _choice("log", LogFormat),
 }
 
 

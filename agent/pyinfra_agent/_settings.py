@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pyinfra_agent_protocol import CHANNELS_MAX
 
 from ._environment import login_environment
+from ._log import LogFormat
 from ._process import Drain
 from ._upload import SyncPolicy
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["Cgroups", "OnLost", "Settings"]
+__all__ = ["Cgroups", "DnsZone", "OnLost", "Settings"]
 
 
 class OnLost(enum.Enum):
@@ -39,12 +40,36 @@ class Cgroups(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class DnsZone:
+    """Where an agent registers itself beyond its links.
+
+    Attributes:
+        zone: domain name, without the final dot.
+        server: of the zone's primary: name or address, and port.
+        key_file: with the TSIG key, as tsig-keygen(8) writes it.
+    """
+
+    zone: str
+    server: tuple[str, int]
+    key_file: Path
+
+    @property
+    def server_text(self) -> str:
+        """The server as people write it."""
+        host, port = self.server
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that may differ between two agents.
 
     Attributes:
         listen: addresses to listen on: host (None: every one) and port.
-        announce: tell the network that this agent is there.
+        announce: tell the directly attached links that this agent is there.
+        announce_interfaces: the only ones of which this is told, and whose addresses are; none are all.
+        groups: that it announces and registers itself in.
+        dns: the zone in which it registers itself; None is nowhere.
         state_dir: keys and the journal of temporary files; None keeps nothing.
         inherited_environment: what commands get instead of a login environment (the loopback agent).
         home: where commands start and relative file names begin; None is the user's home directory.
@@ -65,19 +90,25 @@ class Settings:
         umask: that of commands and of files that are made; None is the one this process has.
         nice: the niceness of commands; None is the one this process has.
         cgroups: whether each command gets a cgroup of its own.
+        memory_max_bytes: what all processes of a command may use together; None is no limit.
+        tasks_max: how many processes and threads a command may have; None is no limit.
         grace_seconds: between TERM and KILL.
         stop_seconds: what running requests have left to end in after SIGTERM.
         drain: when a command whose outputs stay open is over.
         sync: how far an uploaded file is pushed to the disk.
+        log: how the log is written.
     """
 
     listen: tuple[tuple[str | None, int], ...] = ()
     announce: bool = True
+    announce_interfaces: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    dns: DnsZone | None = None
     state_dir: Path | None = None
     inherited_environment: Mapping[bytes, bytes] | None = None
     home: bytes | None = None
     handshake_seconds: float = 10.0
-    unauthenticated_max: int = 64
+    unauthenticated_max: int = 256
     keepalive_seconds: tuple[float, float] = (15.0, 5.0)
     keepalive_missed: int = 3
     session_ttl_seconds: float = 600.0
@@ -90,10 +121,13 @@ class Settings:
     umask: int | None = None
     nice: int | None = None
     cgroups: Cgroups = Cgroups.OFF
+    memory_max_bytes: int | None = None
+    tasks_max: int | None = None
     grace_seconds: float = 5.0
     stop_seconds: float = 10.0
     drain: Drain = field(default_factory=Drain)
     sync: SyncPolicy = SyncPolicy.NONE
+    log: LogFormat = LogFormat.AUTO
 
     def environment(self) -> dict[bytes, bytes]:
         """Return a fresh environment for a command."""

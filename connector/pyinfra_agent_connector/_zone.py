@@ -11,7 +11,7 @@ those (RFC 8482), each record is asked for.
 from __future__ import annotations
 
 import contextlib
-import random
+import secrets
 import socket as plain_socket
 import struct
 import time
@@ -211,9 +211,9 @@ class _Asker:
         server = self._servers[each.tries % len(self._servers)]
         each.due = now + _TRY_SECONDS[each.tries]
         each.tries += 1
-        identifier = random.randrange(1, 65536)
+        identifier = 1 + secrets.randbelow(65535)
         while identifier in pending:
-            identifier = random.randrange(1, 65536)
+            identifier = 1 + secrets.randbelow(65535)
         pending[identifier] = each
         with contextlib.suppress(OSError):  # then its next try is with another server
             self._socket(server).send(write_query([each.question], identifier=identifier, recursion=True))

@@ -22,18 +22,24 @@ from pyinfra_agent._config import (
     parse_address,
     parse_config,
 )
+from pyinfra_agent._log import LogFormat
 from pyinfra_agent._process import Drain
-from pyinfra_agent._settings import Cgroups, OnLost, Settings
+from pyinfra_agent._settings import Cgroups, DnsZone, OnLost, Settings
 from pyinfra_agent._upload import SyncPolicy
 
 WHOLE = """\
 listen = ["192.0.2.1:7000", "[2001:db8::1]:7963", ":0"]
 state_dir = "/srv/agent"
 announce = false
+announce_interfaces = ["eth0", "wg0"]
+groups = ["web", "berlin"]
+dns = {zone = "Example.com.", server = "[2001:db8::53]:5300", key_file = "/srv/agent/dns.key"}
 max_commands = 20
 umask = "027"
 nice = 5
 cgroups = "off"
+max_memory = "512M"
+max_tasks = 40
 grace = 1.5
 drain = 2
 on_lost = "kill"
@@ -41,6 +47,7 @@ on_lost_after = 30
 session_ttl = 60
 stop = 0
 sync = "full"
+log = "json"
 """
 
 
@@ -56,10 +63,15 @@ def test_every_key_arrives_in_the_settings():
         listen=(("192.0.2.1", 7000), ("2001:db8::1", 7963), (None, 0)),
         state_dir=Path("/srv/agent"),
         announce=False,
+        announce_interfaces=("eth0", "wg0"),
+        groups=("web", "berlin"),
+        dns=DnsZone("example.com", ("2001:db8::53", 5300), Path("/srv/agent/dns.key")),
         commands_max=20,
         umask=0o027,
         nice=5,
         cgroups=Cgroups.OFF,
+        memory_max_bytes=512 << 20,
+        tasks_max=40,
         grace_seconds=1.5,
         drain=Drain(most_seconds=2.0),
         on_lost=OnLost.KILL,
@@ -67,6 +79,7 @@ def test_every_key_arrives_in_the_settings():
         session_ttl_seconds=60.0,
         stop_seconds=0.0,
         sync=SyncPolicy.FULL,
+        log=LogFormat.JSON,
     )
     assert {line.partition(" ")[0] for line in WHOLE.splitlines()} == set(_KEYS)
 
@@ -285,9 +298,28 @@ def test_key_and_authorize_use_the_state_directory_of_the_configuration(tmp_path
 def test_flags_beat_the_configuration(tmp_path, monkeypatch):
     (tmp_path / "agent.toml").write_text('listen = "192.0.2.1:1"\nstate_dir = "/nowhere"\nannounce = true\nnice = 4\n')
     served = []
-    monkeypatch.setattr("pyinfra_agent._serve.serve", lambda settings, state_dir: served.append((settings, state_dir)))
+    monkeypatch.setattr("pyinfra_agent._serve.serve", lambda *said: served.append(said[:2]))
     flags = ["--listen", "127.0.0.1:0", "--state-dir", str(tmp_path / "state"), "--no-announce"]
     cli.main(["serve", "--config", str(tmp_path / "agent.toml"), *flags])
     ((settings, state_dir),) = served
     assert (settings.listen, settings.announce, settings.nice) == ((("127.0.0.1", 0),), False, 4)
     assert state_dir == tmp_path / "state"
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("0", None), ("1048576", 1 << 20), ('"4K"', 4096), ('"2G"', 2 << 30), ('"1T"', 1 << 40), ('"0M"', None)],
+)
+def test_memory_is_a_number_of_bytes_or_one_with_a_unit(text, count):
+    assert parse_config(f"max_memory = {text}", "x").memory_max_bytes == count
+
+
+@pytest.mark.parametrize("text", ['"4X"', '"4 K"', '"K"', "-1", "1.5", "true", '"4k"'])
+def test_memory_of_another_form_is_refused(text):
+    assert "max_memory: found" in complaints(f"max_memory = {text}")[0]
+
+
+def test_service_is_told_where_its_files_are(monkeypatch, tmp_path):
+    """The directories of a unit have the names that systemd gives them, whoever it runs as."""
+    monkeypatch.setenv("CONFIGURATION_DIRECTORY", str(tmp_path))
+    assert default_config_path() == tmp_path / "agent.toml"

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from tests.discovery.lab import Lab
+from tests.discovery.serving import Serving
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -24,3 +25,17 @@ def lab():
     lab = Lab()
     yield lab
     lab.close()
+
+
+@pytest.fixture
+def serving(tmp_path):
+    """Starts real agents, and ends them."""
+    agents = []
+
+    def start(*arguments, **options):
+        agents.append(Serving(arguments[0], tmp_path, *arguments[1:], **options))
+        return agents[-1]
+
+    yield start
+    for agent in agents:
+        agent.kill()

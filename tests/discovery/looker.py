@@ -65,7 +65,31 @@ def browse_zone(zone, *servers):
     }
 
 
-PROGRAMS = {function.__name__.replace("_", "-"): function for function in (browse, patched_browse, sweep, browse_zone)}
+def goodbyes():
+    """Listen, ask nothing, and end with the first agent that takes its announcement back."""
+    import gevent
+    from gevent import select
+
+    from pyinfra_agent_connector._announced import service_name
+    from pyinfra_agent_connector._dns import Pointer, parse_answer
+    from pyinfra_agent_connector._interfaces import interfaces
+    from pyinfra_agent_connector._multicast import open_sockets
+
+    sockets = [each for interface in interfaces() for each in open_sockets(interface) if each.is_shared]
+    with gevent.Timeout(10):
+        while True:
+            select.select([each.sock for each in sockets], [], [])
+            for each in sockets:
+                received = each.receive()
+                answer = parse_answer(received[0]) if received and received[0] else None
+                for record in answer.records if answer is not None else ():
+                    if isinstance(record.data, Pointer) and record.name == service_name("local") and not record.ttl:
+                        return {"instance": record.data.target[0].decode()}
+
+
+PROGRAMS = {
+    function.__name__.replace("_", "-"): function for function in (browse, patched_browse, sweep, browse_zone, goodbyes)
+}
 
 
 def main():
