@@ -41,6 +41,20 @@ _close: Final = monkey.get_original("os", "close")
 _agents: weakref.WeakSet[LoopbackAgent] = weakref.WeakSet()
 
 
+class _Lifeline:
+    """Our end of an agent's pipe; it is closed, too, when nobody holds it any more."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            _close(descriptor)
+
+    __del__ = close
+
+
 @dataclass(frozen=True, eq=False)  # no slots: a weak set holds it
 class LoopbackAgent:
     """A running private agent.
@@ -55,7 +69,7 @@ class LoopbackAgent:
     key_line: str
     identity: Identity
     _process: Any
-    _lifeline: int
+    _lifeline: _Lifeline
 
     def stop(self) -> None:
         """End the agent and every command that still runs in it; harmless when it has ended."""
@@ -76,7 +90,7 @@ class LoopbackAgent:
     def let_go(self) -> None:
         """Close our end of the pipe: the agent ends unless somebody else holds it too."""
         _agents.discard(self)
-        _close(self._lifeline)
+        self._lifeline.close()
 
 
 def start_loopback() -> LoopbackAgent:
@@ -106,7 +120,7 @@ def start_loopback() -> LoopbackAgent:
     try:
         os.write(lifeline, f"{format_public(identity.keypair.public, identity.comment)}\n".encode())
         port, line = _read_answer(process)
-        agent = LoopbackAgent(int(port), format_public(parse_public(line).key), identity, process, lifeline)
+        agent = LoopbackAgent(int(port), format_public(parse_public(line).key), identity, process, _Lifeline(lifeline))
     except BaseException as error:
         _close(lifeline)
         process.kill()
