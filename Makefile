@@ -25,8 +25,9 @@ demo: $(INSTALLED) ## run examples/site.py twice through @agent/loopback; the se
 
 # The longest first. One process each: trio cannot run in a process that gevent has patched, so agent and connector are
 # apart; and a directory that has lost its tests fails here (pytest exits with 5) instead of hiding behind the others.
-TESTS := tests/e2e tests/network tests/connector tests/faults tests/matrix tests/files tests/discovery tests/privilege \
-    tests/agent tests/protocol tests/stranger tests/fuzz $(wildcard tests/test_*.py)
+TESTS := tests/e2e tests/discovery tests/equality tests/connector tests/network tests/systemd tests/enrol tests/faults \
+    tests/matrix tests/files tests/trust tests/trust_e2e tests/privilege tests/agent tests/protocol tests/stranger \
+    tests/fuzz $(wildcard tests/test_*.py)
 RUNS := $(TESTS:%=run/%)
 
 JOBS ?= 2
@@ -46,7 +47,7 @@ lint: $(INSTALLED) ## check style, formatting, types and who imports whom
 
 soak: $(INSTALLED) ## the long forms of the tests, more than an hour
 	@directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && \
-	for tests in tests/e2e tests/files tests/faults tests/network; do \
+	for tests in tests/e2e tests/files tests/faults tests/network tests/discovery tests/systemd; do \
 	    PYINFRA_AGENT_SOAK=1 '$(BIN)/pytest' --basetemp="$$directory/pytest" "$$tests" || exit; \
 	done
 

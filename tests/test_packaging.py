@@ -75,6 +75,8 @@ def test_wheel_holds_every_source_file_once_and_no_other(wheel):
         for path in (source_root / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
+    # The units that `pyinfra-agent install` makes a service from.
+    sources |= {f"pyinfra_agent/systemd/{path.name}" for path in (ROOT / "systemd").iterdir()}
     packed = [name for name in wheel.namelist() if not name.startswith(dist_info(wheel))]
 
     assert sorted(packed) == sorted(sources)
@@ -95,8 +97,13 @@ def test_wheel_entry_points_are_the_documented_ones(wheel):
         "pyinfra.connectors": {"agent": "pyinfra_agent_connector:connector"},
         "pytest11": {"pyinfra_agent_loopback": "pyinfra_agent_connector.pytest_plugin"},
         "pyinfra_agent.commands": {
+            "ca": "pyinfra_agent_connector.ca_command:ca",
+            "discover": "pyinfra_agent_connector.discover_command:discover",
+            "exec": "pyinfra_agent_connector.exec_command:exec_command",
             "identity": "pyinfra_agent_connector.commands:identity",
             "loopback": "pyinfra_agent_connector.commands:loopback",
+            "rsh": "pyinfra_agent_connector.rsh:rsh",
+            "trust": "pyinfra_agent_connector.trust_command:trust",
         },
     }
 
@@ -108,8 +115,8 @@ def test_wheel_metadata_names_license_python_and_requirements(wheel, metadata):
     assert f"{dist_info(wheel)}/licenses/LICENSE" in wheel.namelist()
     assert set(metadata.get_all("Provides-Extra")) == {"agent", "connector"}
     assert requirements(metadata, None) == {"msgpack", "pynacl"}
-    assert requirements(metadata, "agent") == {"trio", "zeroconf"}
-    assert requirements(metadata, "connector") == {"pyinfra", "gevent", "dnspython", "ifaddr"}
+    assert requirements(metadata, "agent") == {"trio", "zeroconf", "ifaddr", "dnspython"}
+    assert requirements(metadata, "connector") == {"pyinfra", "gevent", "ifaddr"}
 
 
 def test_wheel_requirements_are_lower_bounds(metadata):
