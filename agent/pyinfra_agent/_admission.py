@@ -1,38 +1,41 @@
 """Connections that have not yet proved who they are: few, for a short time, and nobody is locked out.
 
-When the pool is full, one connection of the source that holds most of it makes room, chosen at
-random.  "The oldest goes" would be a denial of service: a scanner opens thousands of connections a
-second, so a newcomer would live for milliseconds.
+When the pool is full, one connection makes room: of the source that holds most of the pool, one that has said nothing
+yet if there is any, chosen at random. "The oldest goes" would be a denial of service: a scanner opens thousands of
+connections a second, so a newcomer would live for milliseconds. A controller speaks at once, and so outlives those who
+do not even behind the same address as they.
+
+A source whose connections came to nothing is remembered for a while. That costs it nothing while the pool is less than
+half full; above, its newcomers make room for each other, and the other half is for sources that did no harm.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import secrets
-from collections import Counter
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["Admission", "source_of"]
+__all__ = ["Admission", "Seat", "source_of"]
 
 _IPV6_SOURCE_BITS: Final = 64
+#: How long a source is remembered whose connection came to nothing, and how many sources are.
+_MEMORY_SECONDS: Final = 10.0
+_MEMORY_SOURCES: Final = 4096
 
 
-def source_of(peer: str) -> str:
-    """Return what counts as one source: an IPv4 address, or an IPv6 /64, which is one customer or one link.
-
-    *peer* is `host:port`, IPv6 in brackets; a peer has as many ports as it likes.
-    """
-    host = peer.rpartition(":")[0].strip("[]")
+@lru_cache(maxsize=4096)
+def _source_of_host(host: str) -> str:
     try:
         parsed = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return peer
+        return host
     if isinstance(parsed, ipaddress.IPv6Address):
         if parsed.ipv4_mapped is not None:
             return str(parsed.ipv4_mapped)
@@ -40,27 +43,132 @@ def source_of(peer: str) -> str:
     return str(parsed)
 
 
+def source_of(peer: str) -> str:
+    """Return what counts as one source: an IPv4 address, or an IPv6 /64, which is one customer or one link.
+
+    *peer* is `host:port`, IPv6 in brackets; a peer has as many ports as it likes.
+    """
+    return _source_of_host(peer.rpartition(":")[0].strip("[]")) or peer
+
+
+class Seat:
+    """One connection's place in the pool; made by `Admission.enter`."""
+
+    __slots__ = ("has_failed", "has_spoken", "index", "is_taken", "source", "when_evicted")
+
+    def __init__(self, source: str, has_spoken: bool, when_evicted: Callable[[], object]) -> None:
+        self.source = source
+        #: It began as a controller does.
+        self.has_spoken = has_spoken
+        #: Its connection came to nothing, and not because it only looked, as discovery does.
+        self.has_failed = False
+        #: False once it had to make room.
+        self.is_taken = True
+        #: Called then.
+        self.when_evicted = when_evicted
+        #: Where it stands among those of its source that have spoken, or have not.
+        self.index = 0
+
+
+class _Source:
+    """The seats of one source; each change takes the same time however many they are."""
+
+    __slots__ = ("count", "silent", "speaking")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.silent: list[Seat] = []
+        self.speaking: list[Seat] = []
+
+    def add(self, seat: Seat) -> None:
+        seats = self.speaking if seat.has_spoken else self.silent
+        seat.index = len(seats)
+        seats.append(seat)
+        self.count += 1
+
+    def remove(self, seat: Seat) -> None:
+        seats = self.speaking if seat.has_spoken else self.silent
+        last = seats.pop()
+        if last is not seat:
+            seats[seat.index], last.index = last, seat.index
+        self.count -= 1
+
+
 class Admission:
     """The pool of connections that are shaking hands, at most *most* of them."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._waiting: dict[trio.CancelScope, str] = {}
+        self._sources: dict[str, _Source] = {}
+        self._count = 0
+        self._harmful: dict[str, float] = {}
+
+    def enter(self, peer: str, when_evicted: Callable[[], object], *, has_spoken: bool = False) -> Seat:
+        """Give a connection from *peer* (`host:port`) a seat; somebody may lose his for it, and it may be this one."""
+        seat = Seat(source_of(peer), has_spoken, when_evicted)
+        self._seats_of(seat.source).add(seat)
+        self._count += 1
+        if self._count > self._most:
+            self._evict_of(max(self._sources, key=lambda source: self._sources[source].count))
+        elif self._count > self._most // 2 and self._is_harmful(seat.source):
+            self._evict_of(seat.source)
+        return seat
+
+    def hear(self, seat: Seat) -> None:
+        """Note that its connection has begun as a controller does."""
+        if seat.is_taken and not seat.has_spoken:
+            self._sources[seat.source].remove(seat)
+            seat.has_spoken = True
+            self._sources[seat.source].add(seat)
+
+    def leave(self, seat: Seat) -> None:
+        """Take the seat back."""
+        if seat.has_failed:
+            self._remember(seat.source)
+        if seat.is_taken:
+            seat.is_taken = False
+            self._remove(seat)
 
     @contextmanager
-    def admit(self, peer: str, seconds: float) -> Iterator[trio.CancelScope]:
-        """Bound a handshake with *peer* (`host:port`) to *seconds*; cancelled earlier if it has to make room."""
-        if len(self._waiting) >= self._most:
-            self._make_room()
-        with trio.move_on_after(seconds) as scope:
-            self._waiting[scope] = source_of(peer)
-            try:
+    def handshake(self, seat: Seat, seconds: float) -> Iterator[trio.CancelScope]:
+        """Bound the handshake of whoever has *seat* to *seconds*; cancelled earlier if it has to make room."""
+        try:
+            with trio.move_on_after(seconds) as scope:
+                seat.when_evicted = scope.cancel
+                if not seat.is_taken:
+                    scope.cancel()
                 yield scope
-            finally:
-                self._waiting.pop(scope, None)
+            seat.has_failed |= scope.cancelled_caught
+        finally:
+            self.leave(seat)
 
-    def _make_room(self) -> None:
-        largest, _ = Counter(self._waiting.values()).most_common(1)[0]
-        victim = secrets.choice([scope for scope, source in self._waiting.items() if source == largest])
-        del self._waiting[victim]
-        victim.cancel()
+    def _evict_of(self, source: str) -> None:
+        seats = self._sources[source]
+        victim = secrets.choice(seats.silent or seats.speaking)
+        victim.is_taken = False
+        self._remove(victim)
+        self._remember(source)
+        victim.when_evicted()
+
+    def _remove(self, seat: Seat) -> None:
+        self._count -= 1
+        seats = self._sources[seat.source]
+        seats.remove(seat)
+        if not seats.count:
+            del self._sources[seat.source]
+
+    def _seats_of(self, source: str) -> _Source:
+        found = self._sources.get(source)
+        if found is None:
+            found = self._sources[source] = _Source()
+        return found
+
+    def _is_harmful(self, source: str) -> bool:
+        return self._harmful.get(source, 0.0) > trio.current_time()
+
+    def _remember(self, source: str) -> None:
+        # The front is what was remembered longest ago.
+        self._harmful.pop(source, None)
+        self._harmful[source] = trio.current_time() + _MEMORY_SECONDS
+        if len(self._harmful) > _MEMORY_SOURCES:
+            del self._harmful[next(iter(self._harmful))]

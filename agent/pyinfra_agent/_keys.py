@@ -17,9 +17,9 @@ from typing import Final
 from pyinfra_agent_protocol import KeyFormatError
 from pyinfra_agent_protocol.keys import KeyPair, format_secret, parse_secret
 
-__all__ = ["StateError", "default_state_dir", "load_or_create_key"]
+__all__ = ["KEY_FILE", "StateError", "create_key", "default_state_dir", "load_key", "load_or_create_key"]
 
-_KEY_FILE: Final = "key"
+KEY_FILE: Final = "key"
 _MAX_KEY_BYTES: Final = 64 * 1024
 _OTHERS: Final = 0o077
 
@@ -31,9 +31,13 @@ class StateError(Exception):
 def default_state_dir() -> Path:
     """Return `/var/lib/pyinfra-agent` for root, else a directory under `$XDG_STATE_HOME` or `~/.local/state`.
 
+    For a service, whoever it runs as, systemd says where it is (StateDirectory=).
+
     Raises:
         StateError: this user has no home directory.
     """
+    if os.path.isabs(directory := os.environ.get("STATE_DIRECTORY", "")):
+        return Path(directory)
     if os.geteuid() == 0:
         return Path("/var/lib/pyinfra-agent")
     base = os.environ.get("XDG_STATE_HOME", "")
@@ -51,12 +55,12 @@ def load_or_create_key(state_dir: Path) -> KeyPair:
     Raises:
         StateError: the file is open to others, belongs to somebody else, or holds no key.
     """
-    path = state_dir / _KEY_FILE
+    path = state_dir / KEY_FILE
     try:
-        pair = _load(path)
+        pair = load_key(path)
         if pair is None:
-            _create(path)
-            pair = _load(path)
+            create_key(path)
+            pair = load_key(path)
     except OSError as error:
         raise StateError(f"the agent's key {path} cannot be used: {error.strerror}") from error
     if pair is None:
@@ -64,7 +68,8 @@ def load_or_create_key(state_dir: Path) -> KeyPair:
     return pair
 
 
-def _load(path: Path) -> KeyPair | None:
+def load_key(path: Path) -> KeyPair | None:
+    """Return the key pair of the file at *path*, or None if there is none; raises as `load_or_create_key`."""
     try:
         # O_NONBLOCK: opening a fifo must not wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -89,7 +94,8 @@ def _load(path: Path) -> KeyPair | None:
         raise StateError(f"the agent's key {path} cannot be read: {error}") from None
 
 
-def _create(path: Path) -> None:
+def create_key(path: Path) -> None:
+    """Make a key at *path*, 0600, unless one is there already."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -8,6 +8,7 @@ their entry points (group `pyinfra_agent.commands`), so that the agent never imp
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from dataclasses import replace
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from pyinfra_agent_protocol import DEFAULT_PORT, KeyFormatError
-from pyinfra_agent_protocol.keys import fingerprint, format_public
+from pyinfra_agent_protocol.keys import format_public
 
 from ._keys import StateError, default_state_dir, load_or_create_key
 
@@ -35,14 +36,23 @@ usage: pyinfra-agent COMMAND ...
 
 On the machine that is to be managed:
   serve       run the agent: [--config FILE] [--listen HOST:PORT] [--state-dir DIR] [--no-announce]
-  authorize   let a controller in: [--config FILE] [--state-dir DIR] 'KEY LINE'
-  key         print this agent's key line: [--config FILE] [--state-dir DIR]
+  authorize   let a controller in: [--config FILE] [--state-dir DIR] [OPTIONS] 'KEY LINE'
+  revoke      let one in no more: KEY|FINGERPRINT|COMMENT|SERIAL
+  controllers list who is let in
+  audit       show what controllers have asked for: [--since WHEN] [--controller WHO] [--failed] ...
+  key         print this agent's key line, or change the key: [--rotate | --commit] [--state-dir DIR]
+  status      show what the running agent does: [--config FILE] [--state-dir DIR] [--json | --prometheus]
+  install     make it a service of this machine: [--user NAME] [--listen HOST:PORT] [--socket]
+  uninstall   remove that service: [--purge]
   check-config
               print the settings that the configuration file makes, or what is wrong with it: [FILE]
 
 On the machine that runs pyinfra:
   identity    print this controller's key line, making the key at first use
+  discover    who is there, and why somebody is not: [SELECTOR] [--json] [--watch]
   exec        run one command on an agent, as ssh does: HOST -- CMD [ARG...]
+  trust       which agents and authorities this controller knows: list, add, remove
+  ca          a fleet key and what it signs: init, sign, list, revoke
   rsh         remote shell for rsync: rsync -e 'pyinfra-agent rsh' SRC HOST:DST
   loopback    run a private agent in the foreground and print the inventory name to use
 
@@ -159,7 +169,7 @@ def _serve(rest: list[str]) -> int:
     )
     parser.add_argument("--no-announce", action="store_true", help="do not announce this agent on the network")
     arguments = parser.parse_args(rest)
-    from ._config import parse_address
+    from ._config import load_config, parse_address
     from ._serve import serve
 
     settings = _load_settings(arguments.config)
@@ -170,7 +180,60 @@ def _serve(rest: list[str]) -> int:
             parser.error(f"--listen {error}")
     if arguments.no_announce:
         settings = replace(settings, announce=False)
-    return serve(settings, arguments.state_dir or settings.state_dir or default_state_dir())
+    state_dir = arguments.state_dir or settings.state_dir or default_state_dir()
+    return serve(settings, state_dir, lambda: load_config(arguments.config))
+
+
+def _status(rest: list[str]) -> int:
+    parser = _state_parser("status", "Show what the running agent does; for root and the agent's own user.")
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument("--json", action="store_true", help="as one JSON object")
+    forms.add_argument("--prometheus", action="store_true", help="as metrics in Prometheus's text format")
+    arguments = parser.parse_args(rest)
+    from ._metrics import format_person, format_prometheus
+    from ._status import ask_status
+
+    state_dir = _state_dir(arguments)
+    report = ask_status(state_dir)
+    if arguments.prometheus:
+        print(format_prometheus(report), end="")
+        return 0 if report else 1
+    if report is None:
+        return _fail(f"no agent with --state-dir {state_dir} answers: is it running? (systemctl status pyinfra-agent)")
+    print(f"{json.dumps(report)}\n" if arguments.json else format_person(report), end="")
+    return 0
+
+
+def _install(rest: list[str]) -> int:
+    parser = _Parser(
+        prog=f"{_PROGRAM} install",
+        description="Make the agent, as installed for this Python, a service of this machine: at every boot, and now."
+        " Repeat it after an upgrade; nothing that runs is lost. Where there is no systemd, what to do is printed.",
+    )
+    parser.add_argument("--user", metavar="NAME", help="run it as this user (default: root)")
+    parser.add_argument(
+        "--listen", metavar="HOST:PORT", action="append", default=[], help="address to listen on, repeatable"
+    )
+    parser.add_argument(
+        "--socket",
+        action="store_true",
+        help="let systemd listen: connections that come while the agent restarts wait, and none is refused",
+    )
+    arguments = parser.parse_args(rest)
+    from ._install import install
+
+    return install(user=arguments.user, listen=arguments.listen, with_socket=arguments.socket)
+
+
+def _uninstall(rest: list[str]) -> int:
+    parser = _Parser(
+        prog=f"{_PROGRAM} uninstall", description="Remove the service. Commands that it started are left alone."
+    )
+    parser.add_argument("--purge", action="store_true", help="remove the agent's keys and configuration, too")
+    arguments = parser.parse_args(rest)
+    from ._install import uninstall
+
+    return uninstall(purge=arguments.purge)
 
 
 def _check_config(rest: list[str]) -> int:
@@ -197,26 +260,72 @@ def _authorize(rest: list[str]) -> int:
     parser = _state_parser(
         "authorize", "Let a controller in: its key line is what `pyinfra-agent identity` prints there."
     )
-    parser.add_argument("line", metavar="'KEY LINE'", nargs="+", help="pyinfra-agent-key BASE64 [comment]")
-    arguments = parser.parse_args(rest)
-    from ._authorized import AuthorizedControllers
+    from ._trust_commands import add_authorize_options, authorize
 
-    controllers = AuthorizedControllers(_state_dir(arguments))
-    # Unquoted, a key line is several words: what was meant is plain.
-    controller = controllers.authorize(" ".join(arguments.line))
-    print(
-        f"{controllers.path}: {fingerprint(controller.key)} {controller.comment} may now do everything this agent can"
+    add_authorize_options(parser)
+    arguments = parser.parse_args(rest)
+    return authorize(arguments, _state_dir(arguments))
+
+
+def _revoke(rest: list[str]) -> int:
+    parser = _state_parser("revoke", "Let a controller in no more. Its sessions end within a second.")
+    parser.add_argument(
+        "who",
+        metavar="KEY|FINGERPRINT|COMMENT|SERIAL",
+        nargs="+",
+        help="the controller's key line, its fingerprint, the comment of its line, or a certificate's serial",
     )
-    return 0
+    arguments = parser.parse_args(rest)
+    from ._trust_commands import revoke
+
+    return revoke(" ".join(arguments.who), _state_dir(arguments))
+
+
+def _controllers(rest: list[str]) -> int:
+    parser = _state_parser("controllers", "List who is let in: fingerprint, kind, options and comment of each line.")
+    arguments = parser.parse_args(rest)
+    from ._trust_commands import list_controllers
+
+    return list_controllers(_state_dir(arguments))
+
+
+def _audit(rest: list[str]) -> int:
+    parser = _Parser(
+        prog=f"{_PROGRAM} audit",
+        description="Show what controllers have asked this agent for, from the systemd journal or a log of JSON lines.",
+    )
+    from ._audit_command import add_audit_options, audit
+
+    add_audit_options(parser)
+    return audit(parser.parse_args(rest))
 
 
 def _key(rest: list[str]) -> int:
-    arguments = _state_parser(
-        "key", "Print this agent's key line, as known_agents and agent_public_key take it."
-    ).parse_args(rest)
-    pair = load_or_create_key(_state_dir(arguments))
-    print(format_public(pair.public))
+    parser = _state_parser("key", "Print this agent's key line, as known_agents and agent_public_key take it.")
+    rotation = parser.add_mutually_exclusive_group()
+    rotation.add_argument("--rotate", action="store_true", help="make the next key, and print its line")
+    rotation.add_argument("--commit", action="store_true", help="use the next key from the next start on")
+    arguments = parser.parse_args(rest)
+    from ._rotation import commit_next_key, stage_next_key
+
+    if arguments.rotate:
+        stage_next_key(_state_dir(arguments))
+    elif arguments.commit:
+        commit_next_key(_state_dir(arguments))
+    else:
+        print(format_public(load_or_create_key(_state_dir(arguments)).public))
     return 0
 
 
-_COMMANDS: Final = {"serve": _serve, "authorize": _authorize, "key": _key, "check-config": _check_config}
+_COMMANDS: Final = {
+    "serve": _serve,
+    "authorize": _authorize,
+    "revoke": _revoke,
+    "controllers": _controllers,
+    "audit": _audit,
+    "key": _key,
+    "status": _status,
+    "install": _install,
+    "uninstall": _uninstall,
+    "check-config": _check_config,
+}

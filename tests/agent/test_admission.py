@@ -24,14 +24,15 @@ def test_source_is_an_address_or_a_customers_network(peer, source):
 
 
 async def hold(admission, address, ended, task_status=trio.TASK_STATUS_IGNORED):
-    with admission.admit(address, 100) as scope:
+    with admission.handshake(admission.enter(address, lambda: None), 100) as scope:
         task_status.started()
         await trio.sleep_forever()
     ended.append((address, scope.cancelled_caught))
 
 
 async def test_deadline_ends_a_handshake(autojump_clock):
-    with Admission(4).admit("192.0.2.1:1", 10) as scope:
+    admission = Admission(4)
+    with admission.handshake(admission.enter("192.0.2.1:1", lambda: None), 10) as scope:
         await trio.sleep_forever()
     assert scope.cancelled_caught
     assert trio.current_time() == 10
@@ -85,8 +86,45 @@ async def test_pool_that_is_not_full_refuses_nobody(nursery):
 async def test_whoever_has_finished_leaves_the_pool(nursery):
     admission = Admission(1)
     ended: list = []
-    with admission.admit("192.0.2.1:1", 10):
+    with admission.handshake(admission.enter("192.0.2.1:1", lambda: None), 10):
         pass
     await nursery.start(hold, admission, "192.0.2.1:2", ended)
     await trio.testing.wait_all_tasks_blocked()
     assert ended == []
+
+
+async def test_whoever_has_spoken_stays_while_one_of_his_source_is_silent():
+    """A controller outlives a scanner behind its own address."""
+    admission = Admission(8)
+    evicted: list = []
+    speaker = admission.enter("192.0.2.1:1", lambda: evicted.append("speaker"), has_spoken=True)
+    for port in range(2, 500):
+        admission.enter(f"192.0.2.1:{port}", lambda: evicted.append("silent"))
+    assert speaker.is_taken
+    assert evicted == ["silent"] * (499 - 8)
+
+
+async def test_source_that_did_harm_gets_half_of_the_pool_until_it_is_forgotten(autojump_clock):
+    admission = Admission(8)
+    failed = admission.enter("192.0.2.1:1", lambda: None)
+    failed.has_failed = True
+    admission.leave(failed)
+    held = [admission.enter(f"192.0.2.1:{port}", lambda: None) for port in range(20)]
+    assert sum(seat.is_taken for seat in held) == 4
+    others = [admission.enter(f"198.51.100.{number}:1", lambda: None) for number in range(4)]
+    assert all(seat.is_taken for seat in others)
+    for seat in held + others:
+        admission.leave(seat)
+    await trio.sleep(11)
+    held = [admission.enter(f"192.0.2.1:{port}", lambda: None) for port in range(8)]
+    assert all(seat.is_taken for seat in held)
+
+
+async def test_sources_that_did_harm_are_remembered_in_bounds(autojump_clock):
+    admission = Admission(8)
+    for number in range(10_000):
+        seat = admission.enter(f"10.0.{number // 250}.{number % 250}:1", lambda: None)
+        seat.has_failed = True
+        admission.leave(seat)
+    assert len(admission._harmful) <= 4096
+    assert admission._count == 0

@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 import trio
 
-from pyinfra_agent import _connection
+from pyinfra_agent._controllers import Controller
 from pyinfra_agent._link import Link
 from pyinfra_agent_protocol import (
     ControllerPayload,
@@ -181,11 +181,11 @@ async def test_welcomed_controller_no_longer_counts_against_the_pool(nursery):
 async def test_failure_nobody_expected_costs_one_connection(house, monkeypatch, capsys):
     bystander = await house.welcome()
 
-    def fail(key):
+    def fail(self, key, certificate, peer):
         raise RuntimeError("hunter2")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_connection, "fingerprint", fail)
+        patch.setattr(Allowed, "admit", fail)
         with pytest.raises(EOFError):
             await TestController().join(house.connect())
     assert (await bystander.ask(Info())).refusal is None
@@ -234,5 +234,5 @@ async def test_bytes_behind_message_3_are_read_by_the_link(house):
     plaintexts: list[bytes] = []
     while len(plaintexts) < 2:
         plaintexts += transport.receive_data(bytes(await stream.receive_some(65536)))
-    assert plaintexts[0][0] == encode_welcome(house.sessions._welcome("new"))[0]
+    assert plaintexts[0][0] == encode_welcome(house.sessions._welcome(Controller(bytes(32), ""), "new"))[0]
     assert [type(event).__name__ for event in controller.protocol.receive_record(plaintexts[1])] == ["ResultReceived"]

@@ -1,0 +1,44 @@
+"""Sessions that live on follow what the administrator writes: whoever is not let in any more loses its sessions.
+
+Files are looked at, not listened to: while there are sessions that is a few stat(2) calls each time, and nothing has to
+be right about editors that write a new file, mounts, or how many watches a user may have.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+if TYPE_CHECKING:
+    from ._connection import Authorizer
+    from ._session import SessionTable
+
+__all__ = ["follow_changes"]
+
+#: Twice this, a look that comes just too late and a last word have to fit into a second.
+_LOOK_SECONDS: Final = 0.3
+
+
+async def follow_changes(authorizer: Authorizer, sessions: SessionTable) -> None:
+    """End sessions as soon as their controllers would not be let in again; never returns.
+
+    A change acts when two looks in a row find the same: many editors, and `>` in a shell, empty a file before they
+    fill it, and nobody must lose a session between the two.
+    """
+    followed = last = authorizer.signature
+    while True:
+        while not sessions.sessions:
+            await sessions.opened.park()
+        await trio.sleep(_LOOK_SECONDS)
+        seen = authorizer.signature
+        is_settled, last = seen == last, seen
+        has_changed = is_settled and seen != followed
+        if has_changed:
+            followed = seen
+        now = time.time()
+        for session in sessions.sessions:
+            ends = session.controller.ends
+            if has_changed or (ends is not None and now >= ends):
+                sessions.judge(session, authorizer)
