@@ -32,7 +32,7 @@ RUNS := $(TESTS:%=run/%)
 
 JOBS ?= 2
 test: $(INSTALLED) ## run every test, two directories at a time; JOBS=2
-	@$(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target $(RUNS)
+	@$(MAKE) --no-print-directory --jobs=$(JOBS) --keep-going --output-sync=target $(RUNS)
 
 # --basetemp, because pytest otherwise sweeps directories that all its runs of one user share.
 .PHONY: $(RUNS)

@@ -130,7 +130,9 @@ def controller(world, tmp_path):
 
 
 def connected(run):
-    return {line.split("]")[0].strip().lstrip("[") for line in run.text.splitlines() if line.endswith("] Connected")}
+    # Names are padded to one width.
+    ends = [line.rpartition("]") for line in run.text.splitlines()]
+    return {start.strip().lstrip("[") for start, _, end in ends if end.strip() == "Connected"}
 
 
 def test_agents_are_found_and_nobody_is_trusted_for_being_found(world, tmp_path):

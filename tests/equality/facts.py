@@ -111,7 +111,7 @@ ARGUMENTS: Final[dict[str, list[dict[str, Any]]]] = {
     "server.AuthorizedKeys": [{"user": "root"}, {"user": "root", "path": f"{PLACE}/authorized_keys"}],
     "server.Command": [
         {"command": "env | sort; pwd; umask; id; ulimit -a; tty; trap"},
-        {"command": "cat /proc/self/stat | cut -d' ' -f 7; grep -E '^Sig(Blk|Ign|Cgt)' /proc/self/status"},
+        {"command": "cat /proc/self/stat | cut -d' ' -f 7; grep -E '^Sig(Blk|Cgt)' /proc/self/status"},
         {"command": "env | sort", "_env": {"NAME": 'it\'s a "value"'}, "_chdir": "/usr"},
         {"command": "printf 'one\\n\\n  two  \\n\\tthree'; echo error >&2"},
         {"command": "printf 'h\\303\\251llo \\342\\230\\203\\n'; echo $0", "_shell_executable": "bash"},
