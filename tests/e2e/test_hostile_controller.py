@@ -8,12 +8,14 @@ import socket
 
 import pytest
 
+from pyinfra_agent_connector._errors import Unreachable
 from pyinfra_agent_connector._identity import load_or_create
 from pyinfra_agent_protocol import SESSION_ID_BYTES, ControllerPayload, Exec, Initiator, Session, Side
 from pyinfra_agent_protocol.keys import KeyPair
 from tests.e2e.helpers import eventually
 
 CONNECTIONS = 300
+POOL = 256  # connections that have not proved who they are, at once
 HANDSHAKE_SECONDS = 10  # what an agent gives a peer to prove who it is
 GROWTH_MAX_KIB = 4096
 
@@ -95,6 +97,19 @@ def test_agent_ends_a_connection_of_garbage_with_little_or_nothing_to_say(sent, 
             agent.serves(controller)
 
 
+def serves_soon(agent, controller):
+    """The controller is behind the same address: its connection may be the one that makes room, until it has spoken."""
+
+    def served():
+        try:
+            agent.serves(controller)
+        except Unreachable:
+            return False
+        return True
+
+    eventually(served, 5, "a connection that is let in")
+
+
 def test_agent_serves_its_controller_while_hundreds_of_silent_connections_stand_open(served):
     """Each says nothing, half a preface, all of it, or comes as far as message 2, and then says no more."""
     agent, controller = served
@@ -108,9 +123,9 @@ def test_agent_serves_its_controller_while_hundreds_of_silent_connections_stand_
                 peer.sendall((b"", whole[: len(whole) // 2], whole)[number % 3])
             if number % 60 == 0:
                 stack.enter_context(hello_of(agent)[0])
-                agent.serves(controller)
-        agent.serves(controller)
-        assert before < agent.descriptors < before + 100
+                serves_soon(agent, controller)
+        serves_soon(agent, controller)
+        assert before < agent.descriptors < before + POOL + 50
         # Left open on our side: the agent gets rid of them by itself.
         eventually(lambda: agent.descriptors <= before, HANDSHAKE_SECONDS + 5, "the end of the idle connections")
 
