@@ -335,7 +335,7 @@ def test_file_of_another_user_takes_one_round_trip(how, somebody, theirs):
 
 FAILURES = {
     "a wrong password of sudo": ({"_sudo": True, "_sudo_password": "wrong"}, "1 incorrect password attempt"),
-    "no password for sudo": ({"_sudo": True}, "sudo: a password is required"),
+    "a wrong password for the asking": ({"_sudo": True}, "1 incorrect password attempt"),
     "an unknown user of sudo": ({"_sudo": True, "_sudo_user": "nosuch"}, "unknown user"),
     "a wrong password of su": ({"_su_user": "other", "_su_password": "wrong"}, "Authentication failure"),
     "no password for su": ({"_su_user": "other"}, "Authentication failure"),
@@ -352,8 +352,9 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_way_that_fails_is_one_clear_line_and_changes_nothing(failure, somebody, request):
+def test_way_that_fails_is_one_clear_line_and_changes_nothing(failure, somebody, request, monkeypatch):
     arguments, said = FAILURES[failure]
+    monkeypatch.setattr("pyinfra.connectors.util.getpass", lambda prompt: "wrong")
     path = somebody.directory(f"roots-{abs(hash(request.node.name))}", 0) + "/file"
     outside = Path(somebody.outside(path))
     outside.write_bytes(b"old")
@@ -364,6 +365,8 @@ def test_way_that_fails_is_one_clear_line_and_changes_nothing(failure, somebody,
             act()
         assert said in str(caught.value)
         assert str(caught.value).isprintable()
+        # What was asked for is kept for the rest of a run.
+        somebody.host.connector_data.pop("prompted_sudo_password", None)
     assert outside.read_bytes() == b"old"
 
 
