@@ -27,8 +27,11 @@ __all__ = ["main"]
 
 def main() -> int:
     """Serve the controller whose key is on standard input, until that ends."""
+    line = sys.stdin.readline()
+    if not line:
+        return 0  # the controller ended before it came to it: Ctrl-C
     try:
-        public = parse_public(sys.stdin.readline().rstrip("\n"))
+        public = parse_public(line.rstrip("\n"))
     except KeyFormatError as error:
         print(f"pyinfra-agent: the loopback agent was given no key: {error}", file=sys.stderr)
         return 2

@@ -24,6 +24,7 @@ from pyinfra_agent_protocol.keys import KeyPair, format_public, parse_public
 from ._errors import AgentError
 from ._identity import SECRET_VARIABLES, Identity
 from ._interrupt import interrupts
+from ._processes import start_process
 
 __all__ = ["LoopbackAgent", "start_loopback"]
 
@@ -105,7 +106,7 @@ def start_loopback() -> LoopbackAgent:
     # A plain descriptor: in a forked child it can be closed before gevent is fit for use there.
     stdin, lifeline = os.pipe()
     try:
-        process = subprocess.Popen(
+        process = start_process(
             [sys.executable, "-c", _PROGRAM],
             stdin=stdin,
             stdout=subprocess.PIPE,

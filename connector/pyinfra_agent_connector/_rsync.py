@@ -28,6 +28,7 @@ from ._argv import Invocation, build_invocation
 from ._errors import AgentError, CommandTimeout, one_line
 from ._interrupt import interrupts
 from ._output import LazyCommandOutput, LinePrinter, echo
+from ._processes import start_process
 from ._remote_shell import read_chunks, run_as_shell, shell_line, writer
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def _run_local(
 ) -> int | None:
     """Run the local rsync to its end; return its status, or None if it did not end in time."""
     number = door.outside.fileno()
-    process = subprocess.Popen(
+    process = start_process(
         argv,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

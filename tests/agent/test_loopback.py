@@ -126,9 +126,15 @@ async def test_death_of_its_parent_by_sigkill_ends_it_and_its_commands(key, nurs
     await until(lambda: not is_alive(int(pid)) and not is_alive(command))
 
 
-@pytest.mark.parametrize("line", ["", "nonsense\n", "pyinfra-agent-key AAAA\n"])
+@pytest.mark.parametrize("line", ["\n", "nonsense\n", "pyinfra-agent-key AAAA\n"])
 def test_without_a_key_it_ends_with_one_line(line):
     done = subprocess.run(COMMAND, input=line, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("pyinfra-agent: the loopback agent was given no key")
+
+
+def test_controller_that_ends_at_once_is_no_error():
+    """Ctrl-C in pyinfra, in the moment in which it starts the agent."""
+    done = subprocess.run(COMMAND, stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

@@ -73,7 +73,7 @@ def test_loopback_without_trio_says_what_to_install(monkeypatch):
 def test_loopback_that_does_not_start_is_an_error(monkeypatch, program):
     """An agent that ends, talks nonsense or says nothing is an OSError, and no process stays."""
     started = []
-    popen = _loopback.subprocess.Popen
+    popen = _loopback.start_process
 
     def remember(*arguments, **options):
         started.append(popen(*arguments, **options))
@@ -81,7 +81,7 @@ def test_loopback_that_does_not_start_is_an_error(monkeypatch, program):
 
     monkeypatch.setattr(_loopback, "_PROGRAM", program)
     monkeypatch.setattr(_loopback, "_START_SECONDS", 0.5)
-    monkeypatch.setattr(_loopback.subprocess, "Popen", remember)
+    monkeypatch.setattr(_loopback, "start_process", remember)
     with pytest.raises(AgentError, match="did not start"):
         start_loopback()
     assert started[0].poll() is not None
@@ -90,10 +90,10 @@ def test_loopback_that_does_not_start_is_an_error(monkeypatch, program):
 def test_loopback_start_can_be_left(monkeypatch):
     """A Timeout of the caller's leaves no process."""
     started = []
-    popen = _loopback.subprocess.Popen
+    popen = _loopback.start_process
     monkeypatch.setattr(_loopback, "_PROGRAM", "import time; time.sleep(30)")
     monkeypatch.setattr(
-        _loopback.subprocess, "Popen", lambda *args, **more: started.append(popen(*args, **more)) or started[-1]
+        _loopback, "start_process", lambda *args, **more: started.append(popen(*args, **more)) or started[-1]
     )
     with pytest.raises(gevent.Timeout), gevent.Timeout(0.1):
         start_loopback()
