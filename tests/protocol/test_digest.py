@@ -1,7 +1,9 @@
-"""The check of a transfer is the CRC-32 that everybody knows, however the bytes are cut."""
+"""The check of a transfer: the CRC-32 that everybody knows, of the bytes that SPEC.md names, however they are cut."""
 
 from __future__ import annotations
 
+import itertools
+import random
 import zlib
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyinfra_agent_protocol import Digest
-from pyinfra_agent_protocol._digest import DIGEST_BYTES
+from pyinfra_agent_protocol._digest import DIGEST_BYTES, DIGEST_STRIDE, DIGEST_WHOLE_BYTES
 from tests.protocol.helpers import reproducible
 
 
@@ -27,6 +29,7 @@ def digest_of(*chunks):
         (b"123456789", "cbf43926"),  # the check value by which catalogues of CRCs tell this one from others
         (b"hello\n", "363a3020"),
         (bytes(32), "190a55ad"),
+        (bytes(number % 251 for number in range(100_000)), "a0f36dff"),  # of SPEC.md section 9.6
     ],
 )
 def test_digest_has_the_published_value(content, expected):
@@ -35,9 +38,39 @@ def test_digest_has_the_published_value(content, expected):
 
 @reproducible(100)
 @given(st.lists(st.binary(max_size=200), max_size=8))
-def test_digest_is_that_of_the_whole_however_it_is_cut(chunks):
+def test_digest_of_a_small_file_is_the_crc_of_all_its_bytes(chunks):
     whole = b"".join(chunks)
     assert digest_of(*chunks) == digest_of(whole) == zlib.crc32(whole).to_bytes(4, "big")
+
+
+@reproducible(100)
+@given(st.integers(0, 2**32), st.lists(st.integers(0, 3 * DIGEST_WHOLE_BYTES), max_size=6))
+def test_digest_of_a_large_file_is_that_of_the_named_bytes_however_it_is_cut(seed, cuts):
+    whole = random.Random(seed).randbytes(3 * DIGEST_WHOLE_BYTES)
+    named = (number for number in range(DIGEST_WHOLE_BYTES, len(whole)) if number % DIGEST_STRIDE == 0)
+    expected = zlib.crc32(whole[:DIGEST_WHOLE_BYTES] + bytes(whole[number] for number in named)).to_bytes(4, "big")
+    edges = [0, *sorted(cuts), len(whole)]
+    chunks = [memoryview(whole)[start:end] for start, end in itertools.pairwise(edges)]
+    assert digest_of(*chunks) == digest_of(whole) == expected
+
+
+@pytest.mark.parametrize("rows", [False, True], ids=["noise", "rows of 64 bytes"])
+def test_digest_sees_a_piece_that_is_lost_doubled_exchanged_or_displaced(rows):
+    """The mistakes that it is there for, each by one frame, in a file whose rows are alike at first sight."""
+    chance = random.Random(1)
+    size = 16 * 1024
+    row = (lambda: b"row     " + chance.randbytes(8) + bytes(48)) if rows else (lambda: chance.randbytes(64))
+    pieces = [b"".join(row() for _ in range(size // 64)) for _ in range(32)]
+    right = digest_of(*pieces)
+    for at in range(len(pieces) - 2):
+        wrong = [
+            [*pieces[:at], *pieces[at + 1 :]],
+            [*pieces[:at], pieces[at], *pieces[at:]],
+            [*pieces[:at], pieces[at + 1], pieces[at], *pieces[at + 2 :]],
+            [*pieces[:at], pieces[at + 1], *pieces[at + 1 :]],
+            [*pieces[:at], b"".join(pieces[at:])[1:], b"x"],
+        ]
+        assert right not in [digest_of(*each) for each in wrong], at
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])

@@ -16,7 +16,7 @@ SUBMODULES = sorted(info.name for info in pkgutil.iter_modules(pyinfra_agent_pro
 #: What submodules share among themselves. Everything else in their `__all__` is for everybody.
 INTERNAL = {
     "_channel": {"DOWN", "UP", "Channel", "Half", "step"},
-    "_digest": {"DIGEST_BYTES"},
+    "_digest": {"DIGEST_BYTES", "DIGEST_STRIDE", "DIGEST_WHOLE_BYTES"},
     "_messages": {"REQUESTS", "Cancel", "End", "Message", "Ping", "decode_request", "encode_request"},
     "_outbox": {"Outbox"},
     "_saved": {"SavedChannel", "SavedFrame", "SavedPart", "SavedSession", "decode_saved", "encode_saved"},

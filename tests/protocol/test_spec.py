@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pyinfra_agent_protocol import _constants, _constants_link, _messages, keys
-from pyinfra_agent_protocol._digest import DIGEST_BYTES, Digest
+from pyinfra_agent_protocol import _constants, _constants_link, _digest, _messages, keys
+from pyinfra_agent_protocol._digest import Digest
 from pyinfra_agent_protocol._frames import FrameType, encode_counter
 from pyinfra_agent_protocol._handshake import encode_denied, encode_goodbye, encode_welcome
 from pyinfra_agent_protocol._link import Initiator, Responder
@@ -260,7 +260,12 @@ def test_every_frame_type_stands_in_the_table():
 
 # --- numbers ---
 
-NAMES = vars(_constants) | vars(_constants_link) | {"KEY_COMMENT": keys.MAX_COMMENT_CHARACTERS, "DIGEST": DIGEST_BYTES}
+NAMES = (
+    vars(_constants)
+    | vars(_constants_link)
+    | vars(_digest)
+    | {"KEY_COMMENT": keys.MAX_COMMENT_CHARACTERS, "DIGEST": _digest.DIGEST_BYTES}
+)
 
 
 def mebibytes(name):
@@ -292,7 +297,8 @@ SPECIFIED = {
     "initial window, each channel and direction": f"{amount('WINDOW_INITIAL_BYTES')} bytes",
     "nesting of a message": amount("MESSAGE_DEPTH_MAX"),
     "items of one array or map": amount("MESSAGE_ITEMS_MAX"),
-    "digest": f"CRC-32, {amount('DIGEST')} bytes",
+    "digest": f"CRC-32, {amount('DIGEST')} bytes, over {amount('DIGEST_WHOLE_BYTES')} bytes"
+    f" and every {amount('DIGEST_STRIDE')}st behind them",
     "certificate": f"{amount('CERTIFICATE_MAX_BYTES')} bytes",
     "unacknowledged bytes that a sender must allow itself": f"{2 * _constants.ACK_EVERY_BYTES // 2**20} MiB",
     "channel identifier": "1 to 2^32 − 1",  # noqa: RUF001 - a minus sign, as the text has it

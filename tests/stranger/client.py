@@ -53,6 +53,12 @@ LOW_ORDER = {  # 3
 }
 
 
+def digest(content: bytes) -> bytes:
+    """9.6: CRC-32 over the first 65,536 bytes and every 61st behind them."""
+    start = -(-65_536 // 61) * 61
+    return zlib.crc32(content[:65_536] + content[start::61]).to_bytes(4, "big")
+
+
 class LinkLost(Exception):
     """The connection ended; the session goes on (7.4)."""
 
@@ -263,13 +269,13 @@ class Session:
         return self.open("exec", {"argv": words, **({} if stdin is None else {"stdin": True}), **fields}, up=stdin)
 
     def put(self, path: str, content: bytes, **fields: Any) -> Channel:
-        end = {"size": len(content), "digest": zlib.crc32(content).to_bytes(4, "big")}  # 9.6
+        end = {"size": len(content), "digest": digest(content)}  # 9.6
         return self.open("put", {"path": os.fsencode(path), **fields}, up=content, end=end)
 
     def get(self, path: str, **fields: Any) -> bytes:
         channel = self.open("get", {"path": os.fsencode(path), **fields})
         result, content = self.wait(channel), bytes(channel.down[0])
-        if (result["size"], result["digest"]) != (len(content), zlib.crc32(content).to_bytes(4, "big")):
+        if (result["size"], result["digest"]) != (len(content), digest(content)):
             raise ProtocolError("protocol", "size or digest differ: this content must not be used")
         return content
 
