@@ -128,7 +128,9 @@ class Supervisor:
     def discard(self, descriptor: int) -> None:
         """Read `descriptor` and throw it away until EOF, then close it."""
         self._discarding.add(descriptor)
-        self._nursery.start_soon(self._discard, descriptor)
+        # Closed, when the agent ends or is handed over: the output stays open until its process is gone.
+        with contextlib.suppress(RuntimeError):
+            self._nursery.start_soon(self._discard, descriptor)
 
     def reap_orphans(self) -> int:
         """Reap every dead child that is no command of ours; returns how many.

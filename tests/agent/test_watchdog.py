@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
+import signal
 
 import pytest
 import trio
+import trio.testing
 
 from pyinfra_agent import _watchdog
 from pyinfra_agent._process import Supervisor
@@ -96,3 +99,24 @@ async def test_command_that_cannot_start_is_an_answer(monkeypatch):
 
         monkeypatch.setattr(supervisor, "spawn", fail)
         await try_to_spawn(supervisor)
+
+
+async def test_trial_that_the_end_of_the_agent_interrupts_is_no_error(monkeypatch, tmp_path):
+    """An agent that hands over stops its supervisor first; an exception then would lose every session."""
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(_watchdog, "_PROGRAM", bytes(program))
+    async with trio.open_nursery() as trials:
+        async with trio.open_nursery() as agents:
+            supervisor = Supervisor(agents)
+            trials.start_soon(try_to_spawn, supervisor)
+            await trio.testing.wait_all_tasks_blocked()
+            agents.cancel_scope.cancel()
+        trials.cancel_scope.cancel()
+    [process] = supervisor.processes
+    assert len(supervisor.discarding) == 2
+    os.kill(process.pid, signal.SIGKILL)
+    await trio.to_thread.run_sync(os.waitpid, process.pid, 0)
+    for descriptor in supervisor.discarding:
+        os.close(descriptor)
