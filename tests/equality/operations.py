@@ -142,10 +142,8 @@ server.timezone(name="server.timezone", timezone="Europe/Amsterdam")
 server.sysctl(name="server.sysctl", key="kernel.ostype", value="Linux", persist=True)
 server.security_limit(name="server.security_limit", domain="*", limit_type="soft", item="nofile", value=4096)
 server.mount(name="server.mount", path="/srv/mounted", device="equality", fs_type="tmpfs", options=["size=1024k"])
-server.modprobe(name="server.modprobe absent", module="no_such_module", present=False)
 server.locale(name="server.locale", locale="en_IE.UTF-8")
 server.wait(name="always server.wait", port=int(host.data.port))
-server.packages(name="server.packages", packages=["dpkg"])
 server.service(name="server.service", service="toy-on", running=True)
 server.kill(name="always server.kill", pid=int(host.data.victim))
 
@@ -165,15 +163,17 @@ crontab.crontab(name="crontab.crontab of a user", user="daemon", command="echo '
 # --- packages ---
 apt.repo(name="apt.repo", src=f"deb [trusted=yes] file:{REMOTE}/repo ./", filename="local")
 apt.repo(name="apt.repo absent", src="deb http://old.example.net/debian old main", present=False, filename="old")
-apt.sources_file(
-    name="apt.sources_file absent", filename="no-such", uris=["http://x.example.net"], suites=["x"], present=False
-)
+apt.sources_file(name="apt.sources_file absent", filename="gone", present=False)
 apt.update(name="apt.update", cache_time=3600)
+server.packages(name="server.packages", packages=["equality-server"])
 apt.packages(name="apt.packages", packages=["equality-repo"])
 apt.packages(name="apt.packages absent", packages=["equality-gone"], present=False, purge=True)
 apt.deb(name="apt.deb", src=f"{REMOTE}/equality-local.deb")
 apt.upgrade(name="apt.upgrade")
 apt.dist_upgrade(name="apt.dist_upgrade")
+apt.sources_file(  # after all that reads what the sources have: there is no network
+    name="apt.sources_file", filename="new", uris=["http://new.example.net"], suites=["new"], components=["main"]
+)
 apt.key(name="apt.key", src=str(MATERIAL / "key.asc"), dest="equality.gpg")
 gpg.key(name="gpg.key", src=str(MATERIAL / "key.asc"), dest=f"{PLACE}/key.gpg")
 if not host.get_fact(File, f"{PLACE}/dearmored.gpg"):  # gpg does not write over a file

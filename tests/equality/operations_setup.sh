@@ -3,31 +3,41 @@ set -eu
 umask 022
 mkdir -p /srv/place /srv/material /srv/mounted && cd /srv/material
 
-# A package, and a repository of it, without a network.
-mkdir -p deb/DEBIAN deb/usr/share/equality
-printf 'Package: equality-%s\nVersion: 1.0\nArchitecture: all\nMaintainer: Test <test@example.net>\nDescription: test\n' \
-    local > deb/DEBIAN/control
-echo local > deb/usr/share/equality/local
+# Packages, and a repository of some, without a network.
 export SOURCE_DATE_EPOCH=1000000000
-dpkg-deb --root-owner-group --build deb equality-local.deb > /dev/null
-sed -i s/equality-local/equality-repo/ deb/DEBIAN/control
-mv deb/usr/share/equality/local deb/usr/share/equality/repo
 mkdir repo
-dpkg-deb --root-owner-group --build deb repo/equality-repo.deb > /dev/null
-{
-    cat deb/DEBIAN/control
-    echo "Filename: ./equality-repo.deb"
-    echo "Size: $(stat -c %s repo/equality-repo.deb)"
-    echo "SHA256: $(sha256sum repo/equality-repo.deb | cut -d' ' -f1)"
-} > repo/Packages
-sed -i s/equality-repo/equality-gone/ deb/DEBIAN/control
-mv deb/usr/share/equality/repo deb/usr/share/equality/gone
-dpkg-deb --root-owner-group --build deb equality-gone.deb > /dev/null
-dpkg -i equality-gone.deb > /dev/null
+package() { # NAME VERSION DIRECTORY [WHAT IT DEPENDS ON]
+    file=$3/equality-$1.deb
+    mkdir -p deb/DEBIAN deb/usr/share/equality
+    {
+        printf 'Package: equality-%s\nVersion: %s\nArchitecture: all\n' "$1" "$2"
+        printf 'Maintainer: Test <test@example.net>\nDescription: test\n'
+        [ $# -lt 4 ] || echo "Depends: equality-$4"
+    } > deb/DEBIAN/control
+    echo "$2" > "deb/usr/share/equality/$1"
+    dpkg-deb --root-owner-group --build deb "$file" > /dev/null
+    [ "$3" != repo ] || {
+        cat deb/DEBIAN/control
+        printf 'Filename: %s\nSize: %s\nSHA256: %s\n\n' "./${file#repo/}" "$(stat -c %s "$file")" \
+            "$(sha256sum "$file" | cut -d' ' -f1)"
+    } >> repo/Packages
+    rm -r deb
+}
+package local 1.0 .
+for name in gone plain needy; do
+    package $name 0.9 .
+    dpkg -i equality-$name.deb > /dev/null
+done
+for name in repo server more plain; do
+    package $name 1.0 repo
+done
+package needy 1.0 repo more # for apt.dist_upgrade: apt.upgrade installs nothing new
 # The sources of this machine are out of reach.
 rm -rf /etc/apt/sources.list /etc/apt/sources.list.d /var/lib/apt/lists
 mkdir -p /etc/apt/sources.list.d /var/lib/apt/periodic
 printf 'deb http://old.example.net/debian old main\n' > /etc/apt/sources.list.d/old.list
+printf 'Types: deb\nURIs: http://old.example.net/two\nSuites: old\nComponents: main\n' \
+    > /etc/apt/sources.list.d/gone.sources
 
 # A wheel is a zip file with three metadata files.
 mkdir wheels
@@ -107,3 +117,49 @@ printf '# limits\n' > /etc/security/limits.conf
 printf '# sysctl\n' > /etc/sysctl.conf
 rm -f /etc/localtime && ln -s /usr/share/zoneinfo/Etc/UTC /etc/localtime
 sed -i 's/^en_\(DK\|IE\)/# &/' /etc/locale.gen
+
+# What the stubs in tools/ answer before they are told anything, each line one thing that is there.
+mkdir -p /srv/state && cd /srv/state
+for list in apk brew docker-container docker-running lxc mysql-databases pacman pkg psql-roles snap xbps; do
+    echo gone > $list
+done
+echo gone:1 > docker-image
+echo org.example.Gone > flatpak
+printf 'gone-dnf\ngone-zypper\n' > rpm
+echo example/gone > brew-taps
+echo toy-upstart | tee initctl-services > initctl-running
+echo com.example.toy > launchctl-services
+echo toy-bsd > rc-services
+echo gone_enable=YES > sysrc
+printf ':INPUT ACCEPT [0:0]\n:gone - [0:0]\n' > iptables-filter-chains
+printf 'tank/gone\ttype\tfilesystem\tlocal\ntank\ttype\tfilesystem\tlocal\n' > zfs
+echo 'gone_port_t                     tcp      8081' > semanage-port
+mkdir -p /root/.docker
+printf '{"auths": {"gone.example.net": {"auth": "eDp5"}}}\n' > /root/.docker/config.json
+mkdir -p /etc/yum.repos.d /etc/zypp/repos.d /etc/init /etc/rc.d /usr/local/etc/rc.d
+printf '[gone]\n' > /etc/yum.repos.d/gone.repo
+printf '#!/bin/sh\ncase $1 in start) touch /srv/place/bsd-started ;; *) test -e /srv/place/bsd-started ;; esac\n' \
+    > /etc/rc.d/toy-bsd
+chmod 755 /etc/rc.d/toy-bsd
+echo '# rc' > /etc/rc.conf.local
+mkdir -p /srv/place/sv/toy-sv /srv/place/service /srv/place/build
+echo 'FROM scratch' > /srv/place/build/Dockerfile
+touch /srv/place/flagged /srv/material/key
+
+# A server of SSH; /srv/material/ssh_key is its own key, and root's.
+cat > /srv/material/sshd_config <<'END'
+HostKey /srv/material/ssh_key
+ListenAddress 127.0.0.1
+PidFile none
+PermitRootLogin prohibit-password
+StrictModes no
+UsePAM no
+Subsystem sftp internal-sftp
+END
+usermod --password '*' root  # a locked account may not even log in by key
+mkdir -p /root/.ssh /run/sshd
+cp /srv/material/ssh_key.pub /root/.ssh/authorized_keys
+cp /srv/material/ssh_key /root/.ssh/id_ed25519
+chmod 600 /root/.ssh/id_ed25519 /srv/material/ssh_key
+rm -f /root/.ssh/known_hosts
+systemd-run --quiet /usr/sbin/sshd -D -f /srv/material/sshd_config

@@ -4,8 +4,9 @@
 
 A list, one item for each reading: `name` and `arguments`, and for each of `local` and `agent`: `value` (in a form that
 is equal only if the value was), `kept` (what must be equal of a value that moves, else all of it), `is_empty`, `error`
-(the exception by which the fact gave up), and `runs`, the commands that it took: exit status, lines of stdout, lines of
-stderr.
+(the exception by which the fact gave up), and `runs`, the commands that it took: `status`, how each ended, `stdout` and
+`stderr`, the bytes that came from the command (as Latin-1, for JSON has no bytes), and `lines`, what the connector made
+of them for pyinfra to parse, those of stdout and those of stderr.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from pyinfra.api import Config, Inventory, State
 from pyinfra.api.connect import connect_all, disconnect_all
 from pyinfra.api.facts import get_fact
 from pyinfra.connectors import local
+from pyinfra.connectors import util as connectors_util
 from pyinfra.context import ctx_config, ctx_host, ctx_state
 from pyinfra.facts.crontab import CrontabFile
 from pyinfra.facts.server import KernelModules
 
+from pyinfra_agent_connector._output import LazyCommandOutput
 from pyinfra_agent_connector.faces import v3
 from tests.equality.facts import MOVING, PLACE, readings
 
@@ -50,20 +53,53 @@ def plain(value):
 
 
 class Recorder:
-    """Stands where both connectors run a command, and notes its exit status and what it wrote."""
+    """Stands where both connectors run a command, and notes its exit status and what it wrote.
+
+    @agent keeps the bytes of a command's output. @local does not: they are noted as they come from the pipe.
+    """
 
     def __init__(self):
         self.runs = []
+        self._from_pipes = (b"", b"")
         for module in (local, v3):
             module.execute_command_with_sudo_retry = self._noting(module.execute_command_with_sudo_retry)
+        connectors_util.read_output_buffers = self._tapping(connectors_util.read_output_buffers)
 
     def _noting(self, original):
         def noting(host, arguments, execute):
             status, output = original(host, arguments, execute)
-            self.runs.append([status, list(output.stdout_lines), list(output.stderr_lines)])
+            if isinstance(output, LazyCommandOutput):
+                stdout, stderr = output.stdout_bytes, output.stderr_bytes
+            else:
+                stdout, stderr = self._from_pipes
+            self.runs.append(
+                {
+                    "status": status,
+                    "stdout": stdout.decode("latin-1"),
+                    "stderr": stderr.decode("latin-1"),
+                    "lines": [list(output.stdout_lines), list(output.stderr_lines)],
+                }
+            )
             return status, output
 
         return noting
+
+    def _tapping(self, original):
+        def tapping(stdout, stderr, **options):
+            kept = [], []
+            try:
+                return original(*map(tapped, (stdout, stderr), kept), **options)
+            finally:
+                self._from_pipes = tuple(map(b"".join, kept))
+
+        return tapping
+
+
+def tapped(pipe, kept):
+    """Yield what comes from *pipe*, and keep it."""
+    for data in pipe:
+        kept.append(data)
+        yield data
 
 
 def read(state, host, recorder, fact, arguments, keep):
