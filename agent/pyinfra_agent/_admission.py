@@ -1,9 +1,11 @@
 """Connections that have not yet proved who they are: few, for a short time, and nobody is locked out.
 
-When the pool is full, one connection makes room: of the source that holds most of the pool, one that has said nothing
-yet if there is any, chosen at random. "The oldest goes" would be a denial of service: a scanner opens thousands of
+When the pool is full, one connection makes room: of the source that holds most of the pool, one of those that have
+come least far, chosen at random. "The oldest goes" would be a denial of service: a scanner opens thousands of
 connections a second, so a newcomer would live for milliseconds. A controller speaks at once, and so outlives those who
-do not even behind the same address as they.
+do not even behind the same address as they; and once it was answered it outlives those who have only spoken, of whom a
+scanner can make thousands a second, while the agent answers a few. That is for a second, in which a controller has long
+gone on: whoever was answered and has not by then is the first to go.
 
 A source whose connections came to nothing is remembered for a while. That costs it nothing while the pool is less than
 half full; above, its newcomers make room for each other, and the other half is for sources that did no harm.
@@ -11,6 +13,7 @@ half full; above, its newcomers make room for each other, and the other half is 
 
 from __future__ import annotations
 
+import enum
 import ipaddress
 import secrets
 from contextlib import contextmanager
@@ -22,12 +25,14 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Admission", "Seat", "source_of"]
+__all__ = ["Admission", "Progress", "Seat", "source_of"]
 
 _IPV6_SOURCE_BITS: Final = 64
 #: How long a source is remembered whose connection came to nothing, and how many sources are.
 _MEMORY_SECONDS: Final = 10.0
 _MEMORY_SOURCES: Final = 4096
+#: In which whoever was answered has to make room last.
+_GRACE_SECONDS: Final = 1.0
 
 
 @lru_cache(maxsize=4096)
@@ -51,47 +56,74 @@ def source_of(peer: str) -> str:
     return _source_of_host(peer.rpartition(":")[0].strip("[]")) or peer
 
 
+class Progress(enum.IntEnum):
+    """How far a connection has come; the number is its place in a source's lists."""
+
+    SILENT = 0
+    SPOKEN = 1
+    """It began as a controller does."""
+    ANSWERED = 2
+    """It was sent message 2."""
+
+
 class Seat:
     """One connection's place in the pool; made by `Admission.enter`."""
 
-    __slots__ = ("has_failed", "has_spoken", "index", "is_taken", "source", "when_evicted")
+    __slots__ = ("answered_at", "has_failed", "index", "is_taken", "progress", "source", "when_evicted")
 
-    def __init__(self, source: str, has_spoken: bool, when_evicted: Callable[[], object]) -> None:
+    def __init__(self, source: str, progress: Progress, when_evicted: Callable[[], object]) -> None:
         self.source = source
-        #: It began as a controller does.
-        self.has_spoken = has_spoken
+        self.progress = progress
         #: Its connection came to nothing, and not because it only looked, as discovery does.
         self.has_failed = False
         #: False once it had to make room.
         self.is_taken = True
         #: Called then.
         self.when_evicted = when_evicted
-        #: Where it stands among those of its source that have spoken, or have not.
+        self.answered_at = 0.0
+        #: Where it stands among those of its source that have come as far, if it was not answered.
         self.index = 0
 
 
 class _Source:
     """The seats of one source; each change takes the same time however many they are."""
 
-    __slots__ = ("count", "silent", "speaking")
+    __slots__ = ("answered", "count", "others")
 
     def __init__(self) -> None:
         self.count = 0
-        self.silent: list[Seat] = []
-        self.speaking: list[Seat] = []
+        self.others: tuple[list[Seat], list[Seat]] = ([], [])
+        #: In the order in which they were.
+        self.answered: dict[Seat, None] = {}
 
     def add(self, seat: Seat) -> None:
-        seats = self.speaking if seat.has_spoken else self.silent
-        seat.index = len(seats)
-        seats.append(seat)
         self.count += 1
+        if seat.progress is Progress.ANSWERED:
+            self.answered[seat] = None
+        else:
+            seats = self.others[seat.progress]
+            seat.index = len(seats)
+            seats.append(seat)
 
     def remove(self, seat: Seat) -> None:
-        seats = self.speaking if seat.has_spoken else self.silent
-        last = seats.pop()
-        if last is not seat:
-            seats[seat.index], last.index = last, seat.index
         self.count -= 1
+        if seat.progress is Progress.ANSWERED:
+            del self.answered[seat]
+        else:
+            seats = self.others[seat.progress]
+            last = seats.pop()
+            if last is not seat:
+                seats[seat.index], last.index = last, seat.index
+
+    def victim(self) -> Seat:
+        """Return who is to make room."""
+        first = next(iter(self.answered), None)
+        if first is not None and first.answered_at + _GRACE_SECONDS <= trio.current_time():
+            return first
+        for seats in self.others:
+            if seats:
+                return secrets.choice(seats)
+        return secrets.choice(list(self.answered))
 
 
 class Admission:
@@ -105,7 +137,7 @@ class Admission:
 
     def enter(self, peer: str, when_evicted: Callable[[], object], *, has_spoken: bool = False) -> Seat:
         """Give a connection from *peer* (`host:port`) a seat; somebody may lose his for it, and it may be this one."""
-        seat = Seat(source_of(peer), has_spoken, when_evicted)
+        seat = Seat(source_of(peer), Progress.SPOKEN if has_spoken else Progress.SILENT, when_evicted)
         self._seats_of(seat.source).add(seat)
         self._count += 1
         if self._count > self._most:
@@ -116,10 +148,12 @@ class Admission:
 
     def hear(self, seat: Seat) -> None:
         """Note that its connection has begun as a controller does."""
-        if seat.is_taken and not seat.has_spoken:
-            self._sources[seat.source].remove(seat)
-            seat.has_spoken = True
-            self._sources[seat.source].add(seat)
+        self._advance(seat, Progress.SPOKEN)
+
+    def answer(self, seat: Seat) -> None:
+        """Note that its connection was answered."""
+        seat.answered_at = trio.current_time()
+        self._advance(seat, Progress.ANSWERED)
 
     def leave(self, seat: Seat) -> None:
         """Take the seat back."""
@@ -143,12 +177,17 @@ class Admission:
             self.leave(seat)
 
     def _evict_of(self, source: str) -> None:
-        seats = self._sources[source]
-        victim = secrets.choice(seats.silent or seats.speaking)
+        victim = self._sources[source].victim()
         victim.is_taken = False
         self._remove(victim)
         self._remember(source)
         victim.when_evicted()
+
+    def _advance(self, seat: Seat, progress: Progress) -> None:
+        if seat.is_taken and seat.progress < progress:
+            self._sources[seat.source].remove(seat)
+            seat.progress = progress
+            self._sources[seat.source].add(seat)
 
     def _remove(self, seat: Seat) -> None:
         self._count -= 1

@@ -24,6 +24,16 @@ _EVENTS: Final = frozenset(
     {"connected", "denied", "handshake-refused", "request", "session-revoked", "session-refused", "link-lost"}
 )
 _REFUSALS: Final = frozenset({"denied", "handshake-refused", "session-revoked", "session-refused"})
+#: In which values are printed, as the agent wrote them: the journal keeps no order. Others come behind.
+_ORDER: Final = {
+    name: number
+    for number, name in enumerate(
+        (
+            *("controller", "key", "peer", "cipher", "session", "request", "outcome", "reason", "exit", "signal"),
+            *("what", "path", "user", "received", "sent", "ms"),
+        )
+    )
+}
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 Entry = dict[str, Any]
@@ -132,8 +142,8 @@ def _is_bytes(value: object) -> bool:
 
 
 def _line(entry: Entry) -> str:
-    rest = {name: value for name, value in entry.items() if name not in ("time", "event")}
-    return " ".join([str(entry.get("time", "-")), entry["event"], *(f"{n}={shown(v)}" for n, v in rest.items())])
+    names = sorted(entry.keys() - {"time", "event"}, key=lambda name: (_ORDER.get(name, len(_ORDER)), name))
+    return " ".join([str(entry.get("time", "-")), entry["event"], *(f"{name}={shown(entry[name])}" for name in names)])
 
 
 def _time_of(entry: Entry) -> datetime:

@@ -173,7 +173,7 @@ class ConnectionServer:
             hello = responder.receive_data(bytes(data))
             answer = responder.data_to_send()
             if answer:
-                self._admission.hear(seat)
+                self._admission.answer(seat)
                 await stream.send_all(answer)
             if hello is not None:
                 return hello

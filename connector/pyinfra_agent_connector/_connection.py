@@ -37,7 +37,7 @@ from pyinfra_agent_protocol import (
 from pyinfra_agent_protocol.keys import fingerprint, format_public
 
 from ._call import Call
-from ._errors import AgentError, ConnectionLost, NotAuthorized, Refused, Unreachable, one_line
+from ._errors import AgentError, ConnectionLost, HungUp, NotAuthorized, Refused, Unreachable, one_line
 from ._known import UntrustedAgent
 from ._link import Link, open_link
 
@@ -54,6 +54,8 @@ __all__ = ["Connection"]
 
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 5.0
+#: At most between two attempts to open a session with an agent that hangs up.
+_RETRY_PAUSE_SECONDS: Final = 0.2
 _CLOSE_SECONDS: Final = 1.0
 
 _WHY_NOT_RESUMED: Final = {
@@ -132,7 +134,7 @@ class Connection:
         self._attempt = 0
         self._agent_key = b""
         self._forget_trouble()
-        opened = self._open(resume=False, received=0, seconds=self._connect_seconds)
+        opened = self._open_new()
         try:
             if self._is_closed:
                 raise ConnectionLost(f"the connection to {self.endpoint} was closed while it was being opened")
@@ -261,6 +263,35 @@ class Connection:
             self._link.wake_writer()
 
     # --- links ---
+
+    def _open_new(self) -> Opened:
+        """Open the first link, in several attempts if the agent hangs up.
+
+        It does so at random while somebody behind our own address floods it: then another attempt is all it takes.
+        """
+        deadline = time.monotonic() + self._connect_seconds
+        left = self._connect_seconds
+        times = 0
+        while True:
+            try:
+                return self._open(resume=False, received=0, seconds=left)
+            except HungUp as error:
+                times += 1
+                pause = random.uniform(0.1, 1.0) * _RETRY_PAUSE_SECONDS
+                left = round(deadline - time.monotonic() - pause, 1)
+                if left <= 0:
+                    raise HungUp(
+                        f"{self.endpoint} closed the connection before it has said that it is an agent, {times} times"
+                        f" within {self._connect_seconds:g} s: is agent_port right, is the agent up, and does nobody"
+                        " flood it from this address?"
+                    ) from error
+                gevent.sleep(pause)
+                if self._is_closed:
+                    raise
+            except Unreachable as error:
+                if not times:
+                    raise
+                raise Unreachable(f"{error} (before that it closed {times} connections without a word)") from error
 
     def _open(self, *, resume: bool, received: int, seconds: float) -> Opened:
         self._attempt += 1

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ._output import LazyCommandOutput
 
-__all__ = ["AgentError", "CommandTimeout", "ConnectionLost", "NotAuthorized", "Refused", "Unreachable", "one_line"]
+__all__ = [
+    "AgentError",
+    "CommandTimeout",
+    "ConnectionLost",
+    "HungUp",
+    "NotAuthorized",
+    "Refused",
+    "Unreachable",
+    "one_line",
+]
 
 
 def one_line(text: str) -> str:
@@ -24,6 +33,10 @@ class AgentError(OSError):
 
 class Unreachable(AgentError):
     """No agent answers at this address, or not in time."""
+
+
+class HungUp(Unreachable):
+    """The connection was closed before the agent had said who it is: it may have had to make room for others."""
 
 
 class NotAuthorized(AgentError):

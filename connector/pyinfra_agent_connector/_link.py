@@ -35,7 +35,7 @@ from pyinfra_agent_protocol import (
     decode_answer,
 )
 
-from ._errors import NotAuthorized, Unreachable
+from ._errors import HungUp, NotAuthorized, Unreachable
 from ._known import UntrustedAgent
 from ._on_link import addresses_on_link, is_local, may_be_on_link
 
@@ -68,6 +68,10 @@ _YIELD_SECONDS: Final = 0.000_1
 
 class _Closed(ConnectionError):
     """The peer closed the connection in the middle of the handshake."""
+
+
+class _NoHello(ConnectionError):
+    """The peer closed the connection before the agent's hello was complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,7 @@ def open_link(
 
     Raises:
         Unreachable: nobody is there, or no agent, or not within *seconds*.
+        HungUp: that is to say, the connection was closed before the agent had said who it is.
         NotAuthorized: the agent turns us away.
         UntrustedAgent: *check_key* raised it.
     """
@@ -223,6 +228,11 @@ def _explaining(endpoint: Endpoint, seconds: float) -> Any:  # noqa: ANN401 - a 
         ) from error
     except (NotAuthorized, UntrustedAgent):
         raise
+    except _NoHello as error:
+        raise HungUp(
+            f"{endpoint} closed the connection before it has said that it is an agent: is agent_port right, and is the"
+            " agent up?"
+        ) from error
     except _Closed as error:
         raise Unreachable(
             f"{endpoint} closed the connection {error}: is agent_port right, and is the agent up?"
@@ -243,10 +253,13 @@ def _shake_hands(
 ) -> Opened:
     pid = os.getpid()
     initiator = Initiator(keypair)
-    _send(sock, initiator.data_to_send(), deadline)
     hello: AgentHello | None = None
-    while hello is None:
-        hello = initiator.receive_data(_receive(sock, deadline, "before it has said that it is an agent"))
+    try:
+        _send(sock, initiator.data_to_send(), deadline)
+        while hello is None:
+            hello = initiator.receive_data(_receive(sock, deadline, "before its hello"))
+    except ConnectionError as error:
+        raise _NoHello from error
     check_key(hello.key, AgentPayload.decode(hello.payload).certificate)
     if os.getpid() != pid:
         # Parent and child hold the same socket and keys: only one of them may go on.

@@ -104,6 +104,41 @@ async def test_whoever_has_spoken_stays_while_one_of_his_source_is_silent():
     assert evicted == ["silent"] * (499 - 8)
 
 
+async def test_whoever_was_answered_stays_while_another_of_his_source_was_not():
+    """A controller outlives a scanner behind its own address that speaks as controllers do."""
+    admission = Admission(8)
+    evicted: list = []
+    answered = admission.enter("192.0.2.1:1", lambda: evicted.append("answered"), has_spoken=True)
+    admission.answer(answered)
+    for port in range(2, 500):
+        admission.enter(f"192.0.2.1:{port}", lambda: evicted.append("speaker"), has_spoken=True)
+    assert answered.is_taken
+    assert evicted == ["speaker"] * (499 - 8)
+
+
+async def test_whoever_was_answered_and_has_not_gone_on_in_a_second_is_the_first_to_go(autojump_clock):
+    """Or a scanner that takes its answers and waits would keep out everybody else behind its address."""
+    admission = Admission(8)
+    held = [admission.enter(f"192.0.2.1:{port}", lambda: None, has_spoken=True) for port in range(8)]
+    for seat in held:
+        admission.answer(seat)
+    await trio.sleep(1)
+    for number in range(8):
+        newcomer = admission.enter("192.0.2.1:9", lambda: None, has_spoken=True)
+        assert newcomer.is_taken
+        assert [seat.is_taken for seat in held] == [False] * (number + 1) + [True] * (7 - number)
+
+
+async def test_source_whose_connections_were_all_answered_makes_room_among_them():
+    admission = Admission(8)
+    held = [admission.enter(f"192.0.2.1:{port}", lambda: None, has_spoken=True) for port in range(8)]
+    for seat in held:
+        admission.answer(seat)
+    newcomer = admission.enter("198.51.100.1:1", lambda: None)
+    assert newcomer.is_taken
+    assert sum(seat.is_taken for seat in held) == 7
+
+
 async def test_source_that_did_harm_gets_half_of_the_pool_until_it_is_forgotten(autojump_clock):
     admission = Admission(8)
     failed = admission.enter("192.0.2.1:1", lambda: None)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import re
+import socket
+import struct
 import time
 import weakref
 
@@ -12,16 +15,19 @@ import gevent.os
 import pytest
 
 from pyinfra_agent_connector import _connection
-from pyinfra_agent_connector._errors import AgentError, ConnectionLost, Refused
+from pyinfra_agent_connector._errors import AgentError, ConnectionLost, HungUp, NotAuthorized, Refused, Unreachable
 from pyinfra_agent_protocol import ExecResult, Session, Side
 from pyinfra_agent_protocol.keys import KeyPair
 from tests.connector.helpers import (
+    SECONDS,
     CuttingProxy,
     FakeAgent,
     Output,
+    Peer,
     ServedAgent,
     client_of,
     free_port,
+    hang_up,
     run_python,
     serve_quietly,
     until,
@@ -95,6 +101,69 @@ def test_request_that_waits_for_its_turn_survives_the_end_of_the_session():
             first.get(timeout=5)
         assert second.get(timeout=5).exit == 7
         client._connection.drop()
+
+
+# --- an agent that hangs up ---
+
+
+class Hasty(FakeAgent):
+    """Hangs up on its first connections before it has answered, as an agent does that has to make room."""
+
+    def __init__(self, count, *scripts, how="closed"):
+        super().__init__(*scripts)
+        self._count = count
+        self._how = how
+
+    def _converse(self, sock):
+        if self.connections > self._count:
+            super()._converse(sock)
+        elif self._how == "closed":
+            sock.recv(4096)
+        elif self._how == "after a part":
+            sock.recv(4096)
+            sock.sendall(b"pyinfra-agent")
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@pytest.mark.parametrize("how", ["closed", "reset", "after a part"])
+def test_connect_tries_again_where_the_agent_hangs_up_before_it_has_answered(how):
+    """An agent that makes room for others drops connections at random, and is asked again."""
+    with Hasty(5, serve_quietly, how=how) as agent:
+        client = client_of(agent.port)
+        client.connect()
+        assert client.is_connected
+        assert agent.connections == 6
+        client._connection.drop()
+
+
+def test_connect_to_an_agent_that_always_hangs_up_ends_in_time_and_says_how_often():
+    with Peer(lambda sock: sock.recv(4096)) as peer:
+        began = time.monotonic()
+        with pytest.raises(HungUp, match=r"closed the connection .*, \d+ times within 1 s: is agent_port") as caught:
+            client_of(peer.port, connect_seconds=1).connect()
+        assert time.monotonic() - began < 1.5
+        told = int(re.search(r"(\d+) times", str(caught.value)).group(1))
+        assert told == peer.connections > 3
+
+
+def test_connect_stops_trying_as_soon_as_it_learns_more():
+    """An agent that is stopped meanwhile is reported as what it is now."""
+    with Peer(lambda sock: sock.recv(4096)) as peer:
+        client = client_of(peer.port)
+        job = gevent.spawn(client.connect)
+        until(lambda: peer.connections > 1)
+    with pytest.raises(Unreachable, match=r"nothing listens on .*before that it closed \d+ connections"):
+        job.get(timeout=SECONDS)
+
+
+def test_connect_asks_once_where_the_agent_has_answered():
+    """Whoever is not let in, or has no room for a session, does not become welcome by asking again."""
+    for script, error in ((lambda conversation: conversation.deny(), NotAuthorized), (hang_up, Unreachable)):
+        with FakeAgent(script) as agent:
+            with pytest.raises(error):
+                client_of(agent.port).connect()
+            assert agent.connections == 1
 
 
 # --- resuming ---

@@ -210,7 +210,7 @@ async def test_certificate_keeps_a_session_whose_pin_is_removed(house, fleet):
 
 
 async def test_watching_costs_next_to_nothing(nursery, tmp_path):
-    """Three looks a second; the least of several periods counts, because the test itself is not alone."""
+    """Two looks a second; the least of several periods counts, because the test itself is not alone."""
     house = TrustHouse(nursery, tmp_path)
     lines = [line_of(TestController(KeyPair.generate())) for _ in range(200)]
     controller = TestController()

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from pyinfra_agent_protocol import Get, Info, PtySize, Put, Stat
-from tests.agent.helpers import announced, sh
+from tests.agent.helpers import TestController, announced, sh
 from tests.trust.conftest import ACCOUNT, line_of
 
 #: What can be asked: whether it was done is told by `done`.
@@ -91,6 +91,19 @@ async def test_option_allows_and_refuses(house, directory, options, asked):
         assert call.refusal is None, call.refusal
         assert is_done
     assert (await controller.ask(Info())).refusal is None, "the session goes on"
+
+
+async def test_session_belongs_to_the_key_that_opened_it(house):
+    """Who knows its name and is let in with another key neither resumes it nor takes its place."""
+    owner = await house.let_in()
+    thief = TestController(session=owner.session)
+    house.write(line_of(owner), line_of(thief))
+
+    assert (await thief.join(house.connect(), resume=True, attempt=owner.attempt + 1)).session == "unknown"
+    assert (await thief.join(house.connect(), resume=False, attempt=owner.attempt + 2)).session == "new"
+
+    assert len(house.sessions.sessions) == 2
+    assert (await owner.ask(Info())).refusal is None
 
 
 async def test_session_is_resumed_under_the_policy_of_now(house):

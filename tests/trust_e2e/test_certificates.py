@@ -49,6 +49,37 @@ def test_uncertified_agent_is_refused_by_ca_with_the_line_that_helps(lab, fleet)
     assert controller.pyinfra(agent.name, "exec", "--", "true", agent_trust="ca").status == 0
 
 
+def test_who_answers_first_without_a_certificate_is_believed_by_accept_new_alone(lab, fleet):
+    """Somebody in the middle has a key of its own and leaves the certificate out: only that policy asks for none."""
+    controller = lab.controller()
+    agent = lab.agent(controller)
+    fleet.trusted_by(controller)
+    fleet.certify(agent)
+    agent.stop()
+    middle = lab.agent(controller, state="middle", listen=f"127.0.0.1:{agent.port}")
+    pins = controller.home / "known_agents"
+
+    before = middle.log.read_text()
+    why = {"ca": "shows no certificate of those in", "strict": "agent_trust is strict", "pinned": "discovery"}
+    for policy, reason in why.items():
+        with pytest.raises(UntrustedAgent, match=reason):
+            visit(middle, controller, policy)
+    assert not pins.exists()
+    assert "controller=" not in middle.log.read_text()[len(before) :]
+
+    visit(middle, controller, "accept-new")
+    assert pins.read_text().split()[1:3] == key_of(middle).split()[:2]
+
+    # The right one is what is refused from then on, until somebody looks.
+    middle.stop()
+    agent = lab.agent(listen=f"127.0.0.1:{agent.port}")
+    with pytest.raises(UntrustedAgent, match="has changed"):
+        visit(agent, controller, "accept-new")
+    typed("trust", "remove", f"{agent.host}:{agent.port}", env=controller.environment)
+    visit(agent, controller, "ca")
+    assert "127.0.0.1" not in pins.read_text()
+
+
 @pytest.mark.parametrize("attack", ["another name", "a controller's", "another key's", "a stranger's", "revoked"])
 def test_agent_with_a_certificate_that_is_not_for_it_learns_nothing_of_us(lab, fleet, attack):
     controller = lab.controller()
