@@ -22,6 +22,7 @@ import trio
 from pyinfra_agent_protocol.advert import SERVICE
 
 from ._addresses import AddressChanges, own_links
+from ._lean import give_back
 from ._limits import RareLog
 from ._log import log
 
@@ -65,7 +66,7 @@ class Responder:
             _log_what_zeroconf_says()
             self._zeroconf = Zeroconf(interfaces=_choices(links))
             self._register(links)
-            _give_memory_back()
+            give_back()
         else:
             # Also where nothing has changed to us: an IPv6 address cannot be used in its first second.
             self._zeroconf.update_interfaces(_choices(links))
@@ -189,14 +190,6 @@ def _nowhere(chosen: Collection[str]) -> str:
 
 def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
-
-
-def _give_memory_back() -> None:
-    """Return what loading zeroconf left free in the heap: a fifth of what announcing costs. Only glibc keeps it."""
-    with contextlib.suppress(ImportError, OSError, AttributeError):
-        import ctypes  # loaded already: ifaddr stands on it
-
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class _Warnings(logging.Handler):

@@ -5,7 +5,6 @@ Reading it is pure: text in, settings or the complete list of what is wrong out.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import json
 import os
@@ -22,11 +21,6 @@ from ._log import LogFormat
 from ._process import Drain
 from ._settings import Cgroups, OnLost, Settings
 from ._upload import SyncPolicy
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 if TYPE_CHECKING:
     import enum
@@ -106,8 +100,8 @@ def parse_config(text: str, name: str) -> Settings:
         ConfigError: with a line for everything that is wrong.
     """
     try:
-        table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
+        table = _parse_toml(text) if text else {}
+    except (RecursionError, ValueError) as error:
         raise ConfigError([f"{name}: {_one_line(str(error))}"]) from error
     complaints = []
     settings = Settings(listen=((None, DEFAULT_PORT),), umask=_LOGIN_UMASK, nice=0, cgroups=Cgroups.AUTO)
@@ -170,6 +164,15 @@ class _Key:
     read: Callable[[object], Any]
     put: Callable[[Settings, Any], Settings]
     show: Callable[[Settings], object]
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    # Most agents have no configuration file, and need no parser.
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib.loads(text)
 
 
 def _toml(value: object) -> str:
@@ -320,6 +323,8 @@ _KEYS: Final = {
 
 
 def _nearest(word: str) -> str:
+    import difflib
+
     near = difflib.get_close_matches(word, _KEYS, n=1, cutoff=0.5)
     return f"; is {near[0]} meant?" if near else f"; the keys are {', '.join(_KEYS)}"
 

@@ -60,6 +60,7 @@ def install(*, user: str | None, listen: Sequence[str], with_socket: bool) -> in
         state_dir = load_config().state_dir or _STATE
     except ConfigError as error:
         raise StateError(f"the configuration cannot be used: {error.lines[0]}") from error
+    _compile()
     files = unit_files(_systemd_version(), user=user, listen=listen, with_socket=with_socket)
     _remove_units(keep=files)
     for name, text in files.items():
@@ -119,6 +120,17 @@ def _explain(user: str | None, listen: Sequence[str]) -> int:
         print(f"{said}: this runs the agent in the foreground, for the service manager that you have", file=sys.stderr)
         print(shlex.join([*(["runuser", "-u", user, "--"] if user else []), *command_line(listen)]))
     return 1
+
+
+def _compile() -> None:
+    """Have compiled what the service imports, by who may write it: pip does so at once, other installers do not.
+
+    A service that may not write there would do it at every start, which takes four times as long.
+    """
+    from . import _serve  # noqa: F401
+
+    with suppress(ImportError):
+        import zeroconf  # noqa: F401
 
 
 def _need_root(what: str) -> None:

@@ -18,6 +18,7 @@ from ._announce import announce
 from ._authorized import AuthorizedControllers
 from ._handover import REPLACE, hold_signals, inherit, inherited_listeners, pass_on, take_over
 from ._keys import load_or_create_key
+from ._lean import settle
 from ._limited import why_not_limited
 from ._limits import RareLog
 from ._log import log, use_format
@@ -98,10 +99,12 @@ def _serve_once(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(agent.stop_on_signals)
             nursery.start_soon(agent.hand_over_on_signals, early, "NOTIFY_SOCKET" in os.environ)
-            nursery.start_soon(_make_known, agent, settings, key.public, listeners)
             async with trio.open_nursery() as serving:
                 await serving.start(agent.run, observed, inheritance)
-                nursery.start_soon(Service(agent, observed, addresses, reloader).run, state_dir)
+                await nursery.start(Service(agent, observed, addresses, reloader).run, state_dir)
+                # Who waits for the agent need not wait for these.
+                settle()
+                nursery.start_soon(_make_known, agent, settings, key.public, listeners)
             nursery.cancel_scope.cancel()
         if agent.estate is None:
             log("stopped")

@@ -40,7 +40,7 @@ class Service:
         self._reloader = reloader
         self._started = trio.current_time()
 
-    async def run(self, state_dir: Path) -> None:
+    async def run(self, state_dir: Path, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Say that the agent is ready, and do what is to be done beside it until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reload_on_signal, self._reloader, self.describe)
@@ -48,6 +48,7 @@ class Service:
             if (seconds := watchdog_seconds()) is not None:
                 nursery.start_soon(feed_watchdog, seconds, self._parts(), self.describe)
             notify_ready(self.describe())
+            task_status.started()
 
     def describe(self) -> str:
         """Return what goes on, in a few words."""

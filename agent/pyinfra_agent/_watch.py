@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["follow_changes"]
 
-#: Twice this, a look that comes just too late and a last word have to fit into a second.
-_LOOK_SECONDS: Final = 0.3
+#: Both, a look that comes just too late and a last word have to fit into a second. Each look wakes the process, which
+#: costs more than the look.
+_LOOK_SECONDS: Final = 0.5
+_SETTLE_SECONDS: Final = 0.25
 
 
 async def follow_changes(authorizer: Authorizer, sessions: SessionTable) -> None:
@@ -31,7 +33,7 @@ async def follow_changes(authorizer: Authorizer, sessions: SessionTable) -> None
     while True:
         while not sessions.sessions:
             await sessions.opened.park()
-        await trio.sleep(_LOOK_SECONDS)
+        await trio.sleep(_LOOK_SECONDS if last == followed else _SETTLE_SECONDS)
         seen = authorizer.signature
         is_settled, last = seen == last, seen
         has_changed = is_settled and seen != followed

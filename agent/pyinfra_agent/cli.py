@@ -12,7 +12,6 @@ import json
 import os
 import sys
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -111,6 +110,8 @@ def _fail(text: str, status: int = 1) -> int:
 
 
 def _run_plugin(name: str, rest: list[str]) -> int:
+    from importlib import metadata  # a mebibyte, which `serve` does without
+
     for entry in metadata.entry_points(group=_COMMANDS_GROUP):
         if entry.name == name:
             try:

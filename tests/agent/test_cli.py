@@ -181,7 +181,7 @@ def test_command_whose_package_is_missing_names_the_extra(monkeypatch, capsys):
         def load(self):
             raise ModuleNotFoundError("No module named 'gevent'", name="gevent")
 
-    monkeypatch.setattr(cli.metadata, "entry_points", lambda group: [Entry()])
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [Entry()])
     assert cli.main(["identity"]) == 1
     assert "pip install 'pyinfra-agentd[connector]'" in one_line(capsys.readouterr().err)
 
@@ -193,7 +193,7 @@ def test_command_of_the_controllers_side_gets_its_arguments(monkeypatch):
         def load(self):
             return lambda rest: len(rest)
 
-    monkeypatch.setattr(cli.metadata, "entry_points", lambda group: [Entry()])
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [Entry()])
     assert cli.main(["identity", "a", "b"]) == 2
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.systemd.helpers import AGENT, SOAK, Machine
+from tests.systemd.helpers import AGENT
 
 _PLACES = ("/etc", "/var/lib", "/usr/local", "/opt", "/root")
 
@@ -26,6 +25,17 @@ def test_install_shows_the_key_that_the_agent_has(machine):
     assert machine.show("UnitFileState") == "enabled"
     assert machine.show("ExecStart").startswith("{ path=" + sys.executable)
     machine.serves()
+
+
+def test_install_compiles_what_the_service_imports(machine):
+    """Its user may not be allowed to, and would compile it at each start."""
+    place = "/var/cache/compiled"
+    python, *words = AGENT
+    done = machine.run(python, "-X", f"pycache_prefix={place}", *words, "install", check=True)
+    assert "is enabled and runs" in done.stdout
+    compiled = machine.run("find", place, "-name", "*.pyc", check=True).stdout
+    for name in ("pyinfra_agent/_serve", "trio/_core/_run", "nacl/bindings/__init__", "asyncio/base_events"):
+        assert f"/{name}.{sys.implementation.cache_tag}.pyc\n" in compiled
 
 
 def test_repeated_install_changes_no_key_and_keeps_serving(service):
@@ -115,22 +125,3 @@ def test_without_systemd_the_command_to_run_is_printed():
     assert done.returncode == 1
     assert "no systemd is running here, so nothing was installed" in done.stderr
     assert done.stdout == f"{' '.join(AGENT)} serve --listen 127.0.0.1:7000\n"
-
-
-if SOAK:
-
-    def test_minimal_debian_is_a_target(lab, home, tmp_path):
-        """A tree of debootstrap's with systemd and Python, and nothing else, runs the service."""
-        if shutil.which("debootstrap") is None:
-            pytest.skip("debootstrap is not installed (package debootstrap)")
-        tree = tmp_path / "debian"
-        packages = "systemd,systemd-sysv,dbus,python3-minimal,libpython3-stdlib,sudo,util-linux"
-        words = ["debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", str(tree)]
-        subprocess.run(words, check=True, timeout=900, stdout=subprocess.DEVNULL)
-        [container] = lab.boot("minimal", lower=tree)
-        machine = Machine(lab, container, home)
-        machine.install()
-        machine.serves()
-        container.reboot()
-        machine.serves()
-        assert machine.agent("uninstall", "--purge").status == 0

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-import os
+import compileall
 import statistics
 import subprocess
+import sys
 import time
 
-from tests.systemd.helpers import SOAK
+import pytest
+
+from tests.systemd.helpers import CHECKOUT, SOAK, eventually
 
 KIB, MIB = 1 << 10, 1 << 20
 COMMANDS, CONNECTIONS = (100_000, 10_000) if SOAK else (600, 60)
+
+#: The first for a quiet machine; the second holds on one that does much else, too, and for one try of the watchdog.
+IDLE_SHARE, IDLE_SECONDS = (0.001, 120) if SOAK else (0.002, 12)
+
+#: Other work of the machine does not delay what it starts.
+RUNS_FIRST = """\
+[Service]
+CPUSchedulingPolicy=fifo
+CPUSchedulingPriority=1
+CPUSchedulingResetOnFork=yes
+"""
 
 HOLDS_SESSIONS = """
 held = [connected() for _ in range(int(sys.argv[3]))]
@@ -36,14 +50,36 @@ for _ in range(int(sys.argv[3])):
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled():
+    """What pip does with what it installs. The container cannot write here, and would compile it at each start."""
+    for directory in ("agent", "protocol"):
+        assert compileall.compile_dir(CHECKOUT / directory, quiet=1)
+
+
 def busy_seconds(machine):
-    """Return the processor time that the agent has used, threads that have ended included (proc_pid_stat(5))."""
-    fields = machine.container.path(f"/proc/{machine.pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+    """Return the processor time that the agent has used, threads that have ended included."""
+    # What clock_getcpuclockid(3) returns for its process; /proc would tell hundredths of a second.
+    script = f"import time; print(time.clock_gettime(~{machine.pid} << 3 | 2))"
+    return float(machine.run(sys.executable, "-I", "-c", script, check=True).stdout)
+
+
+def idle_share(machine):
+    """Return how much of a processor the agent uses while nothing is asked of it."""
+    before, started = busy_seconds(machine), time.monotonic()
+    time.sleep(IDLE_SECONDS)
+    return (busy_seconds(machine) - before) / (time.monotonic() - started)
 
 
 def memory(machine):
     return machine.status()["resident_memory_bytes"]
+
+
+def announcing_bytes(machine):
+    """Return the memory of the agent once it has announced itself and given a controller an answer."""
+    eventually(lambda: "announced name=" in machine.journal, seconds=30)
+    machine.serves()
+    return memory(machine)
 
 
 def milliseconds_to_ready(machine):
@@ -53,14 +89,18 @@ def milliseconds_to_ready(machine):
 
 
 def test_agent_is_ready_soon_after_its_start(service):
-    taken = statistics.median(milliseconds_to_ready(service) for _ in range(5))
+    """Within 400 ms of its execution, when it gets a processor; on two that eight others want it took 700."""
+    drop_in = service.container.path("/etc/systemd/system/pyinfra-agent.service.d/runs-first.conf")
+    drop_in.parent.mkdir(exist_ok=True)
+    drop_in.write_text(RUNS_FIRST)
+    service.systemctl("daemon-reload")
+    taken = statistics.median(milliseconds_to_ready(service) for _ in range(7))
     print(f"ready_ms {taken:.4g}")
-    assert taken < (400 if SOAK else 1200), "400 ms on an idle machine"
+    assert taken <= 400
 
 
 def test_idle_agent_needs_little_memory_and_little_more_for_a_session(service):
-    service.serves()
-    idle = memory(service)
+    idle = announcing_bytes(service)
     count = 60
     holding = service.start_controller(HOLDS_SESSIONS, count, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holding.stdout.readline() == "open\n"
@@ -68,18 +108,32 @@ def test_idle_agent_needs_little_memory_and_little_more_for_a_session(service):
     holding.communicate("\n")
     print(f"idle_mib {idle / MIB:.4g}")
     print(f"session_kib {each / KIB:.4g}")
-    assert idle <= 40 * MIB
+    assert idle <= 34 * MIB
     assert each <= 150 * KIB
 
 
+def test_announcing_needs_little_memory(service):
+    with_it = announcing_bytes(service)
+    service.configure("announce = false\n")
+    service.systemctl("restart", "pyinfra-agent")
+    service.serves()
+    without = memory(service)
+    print(f"announcing_mib {(with_it - without) / MIB:.4g}")
+    assert with_it - without < 6 * MIB
+
+
 def test_idle_agent_leaves_the_processor_alone(service):
-    """Under a thousandth of a core, what announces it and the watchdog's tries included."""
-    time.sleep(4)  # in which it announces itself
-    before, started = busy_seconds(service), time.monotonic()
-    time.sleep(120 if SOAK else 12)  # a hundredth of a second is the finest that can be seen
-    share = (busy_seconds(service) - before) / (time.monotonic() - started)
-    print(f"idle_share {share:.4g}")
-    assert share <= 0.001
+    """What announces it, the watchdog's tries, and a session that follows what the administrator writes included."""
+    announcing_bytes(service)
+    alone = idle_share(service)
+    holding = service.start_controller(HOLDS_SESSIONS, 1, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holding.stdout.readline() == "open\n"
+    with_session = idle_share(service)
+    holding.communicate("\n")
+    print(f"idle_share {alone:.4g}")
+    print(f"idle_share_session {with_session:.4g}")
+    assert alone <= IDLE_SHARE
+    assert with_session <= IDLE_SHARE
 
 
 def test_agent_does_not_grow(service):
