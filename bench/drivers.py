@@ -149,10 +149,11 @@ class MitogenDriver:
         self._broker.join()
 
     def command(self, script: str) -> Iterable[str]:
-        status = self._context.call(subprocess.call, ["sh", "-c", script])
+        # With its output, as with everybody else: `subprocess.call` would hand nothing back.
+        status, output = self._context.call(subprocess.getstatusoutput, script)
         if status != 0:
             raise OperationFailedError(f"`{script[:60]}` exited with {status}")
-        return ()
+        return output.splitlines()
 
     def put(self, local: str, remote: str) -> None:
         raise OperationFailedError("not measured with Mitogen")

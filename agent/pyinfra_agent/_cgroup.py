@@ -12,6 +12,11 @@ It adds 0.06 ms to a command, 0.13 ms to a rare one, and a new cgroup costs 0.1 
 
 A threaded cgroup has no cgroup.kill. Freezing it does the same: nothing in it forks any more, a child whose fork was
 under way is born frozen, and SIGKILL reaches the frozen.
+
+It reaches them if we may signal them. An agent that does not run as root may not signal what sudo started for one of
+its commands, but it may move it between cgroups that are its own, and cgroup.kill asks for no more than the cgroup. So
+such an agent makes a cgroup that is not threaded, to end others in. That cannot lie below a cgroup with threaded ones:
+the agent goes from its unit's cgroup to one below, and the other is beside it.
 """
 
 from __future__ import annotations
@@ -36,6 +41,9 @@ _NAME: Final = "command-{}"
 _OUR_NAME: Final = re.compile(r"command-\d+")
 #: For control processes of a unit (exec_params_get_cgroup_path in systemd); not ours to remove.
 _SYSTEMDS_NAME: Final = ".control"
+#: Of an agent that is not root's, in its unit's cgroup: where it lives, and where it ends processes of other users.
+_HOME_NAME: Final = "agent"
+_END_NAME: Final = "end"
 _IDLE_MOST: Final = 16
 _SWEEP_MOST: Final = 64
 _FREEZING_LOOKS: Final = 100
@@ -53,10 +61,11 @@ class CgroupsUnavailable(Exception):
 class Cgroup:
     """The cgroup of one command. `CommandCgroups.take` makes it."""
 
-    def __init__(self, path: Path, home: int) -> None:
+    def __init__(self, path: Path, home: int, end: Path | None = None) -> None:
         self.path = path
         self.was_frozen = False
         self._home = home  # cgroup.threads of the agent's own
+        self._end = end
         # Every command needs these two; making a Path takes longer than opening it.
         self._threads = f"{path}/cgroup.threads"
         self._events = f"{path}/cgroup.events"
@@ -96,6 +105,16 @@ class Cgroup:
         except OSError as error:
             return error.errno not in (errno.ENOENT, errno.ENODEV)
 
+    def kill_others(self) -> None:
+        """SIGKILL those in it whom we may not signal, because they run as another user; where that is possible."""
+        if self._end is None:
+            return
+        for thread in filter(_is_out_of_reach, self.threads()):
+            with contextlib.suppress(OSError):  # it is gone
+                _write(self._end / "cgroup.procs", b"%d" % thread)
+        with contextlib.suppress(OSError):  # before Linux 5.14
+            _write(self._end / "cgroup.kill", b"1")
+
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
         """Stop everybody in it within the block; SIGKILL acts all the same, and other signals after it."""
@@ -126,10 +145,15 @@ class CommandCgroups:
     """The cgroups of an agent's commands, below its own; made by `open_cgroups`.
 
     A cgroup in which a daemon lives on is removed after the daemon's end, by the next `sweep` or `take`.
+
+    Args:
+        own: the agent's own cgroup.
+        end: one that is not threaded, to move processes to that are to die; None if there is none.
     """
 
-    def __init__(self, own: Path) -> None:
+    def __init__(self, own: Path, end: Path | None = None) -> None:
         self.own = own
+        self._end = end
         self._count = 0
         self._idle: list[Cgroup] = []
         self._occupied: deque[Path] = deque()
@@ -159,7 +183,7 @@ class CommandCgroups:
         if found is None:
             return None
         self._occupied.remove(found)
-        cgroup = Cgroup(found, self._home)
+        cgroup = Cgroup(found, self._home, self._end)
         cgroup.was_frozen = True  # for all that is known: it is not used again
         return cgroup
 
@@ -183,6 +207,8 @@ class CommandCgroups:
             _remove(cgroup.path)
         self._idle.clear()
         self.sweep(len(self._occupied))
+        if self._end is not None:
+            _remove(self._end)
         os.close(self._home)
 
     def _remove_or_keep(self, path: Path) -> None:
@@ -201,7 +227,7 @@ class CommandCgroups:
         except OSError:
             _remove(path)
             raise
-        return Cgroup(path, self._home)
+        return Cgroup(path, self._home, self._end)
 
     def _try(self) -> None:
         """Go into a cgroup and back: raises OSError where that is not possible."""
@@ -238,7 +264,34 @@ def open_cgroups() -> CommandCgroups:
     Raises:
         CgroupsUnavailable: this process has no cgroup in which it may make others.
     """
-    return CommandCgroups(find_delegated())
+    own = find_delegated()
+    if os.geteuid() == 0:
+        return CommandCgroups(own)
+    return CommandCgroups(*_with_end(own))
+
+
+def _with_end(own: Path) -> tuple[Path, Path | None]:
+    """Return the cgroup in which this process is from now on, and where it can end processes of other users."""
+    if _is_delegated(own):
+        # Who finds threaded cgroups here, of an agent that had not gone to one below, stays: EOPNOTSUPP.
+        home = own / _HOME_NAME
+        try:
+            home.mkdir(exist_ok=True)
+            _write(home / "cgroup.procs", b"0")
+        except OSError as error:
+            _failures.note(path=home, error=error.strerror)
+            _remove(home)
+            return own, None
+        own = home
+    if not _is_delegated(own.parent):
+        return own, None
+    end = own.parent / _END_NAME
+    try:
+        end.mkdir(exist_ok=True)
+    except OSError as error:
+        _failures.note(path=end, error=error.strerror)
+        return own, None
+    return own, end
 
 
 def find_delegated(proc: Path = Path("/proc"), systemd: Path = Path("/run/systemd/system")) -> Path:
@@ -336,6 +389,16 @@ def _write(path: Path | str, data: bytes) -> None:
         os.write(descriptor, data)
     finally:
         os.close(descriptor)
+
+
+def _is_out_of_reach(thread: int) -> bool:
+    try:
+        os.kill(thread, 0)
+    except PermissionError:
+        return True
+    except ProcessLookupError:
+        pass
+    return False
 
 
 def _has_children(path: Path) -> bool:

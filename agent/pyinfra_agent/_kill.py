@@ -160,6 +160,8 @@ class ProcessTree:
                     if looks_without_news == _LOOKS_WITHOUT_NEWS:
                         break
             self.send(signal.SIGKILL, stopped)
+            if self.cgroup is not None:
+                self.cgroup.kill_others()
         return stopped
 
     async def kill_until_gone(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import struct
 import termios
 from dataclasses import dataclass
@@ -12,7 +13,17 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["PtySize", "end_of_file", "in_terminal", "open_terminal", "set_size", "terminal_environment"]
+__all__ = [
+    "PtySize",
+    "end_of_file",
+    "has_unread_input",
+    "in_terminal",
+    "open_terminal",
+    "set_size",
+    "terminal_environment",
+]
+
+_TIOCGPTPEER: Final = 0x5441  # Linux 4.13: opens the slave of a master
 
 # A terminal becomes the controlling one of a new session when its leader opens it, and only the command itself can be
 # that leader: preexec_fn could do it, at the price of a full fork (8 to 31 ms). The shell opens it once, by name, and
@@ -63,6 +74,24 @@ def terminal_environment(environment: Mapping[bytes, bytes], size: PtySize) -> d
     true_size = {b"LINES": b"%d" % size.rows, b"COLUMNS": b"%d" % size.columns}
     kept = {name: value for name, value in environment.items() if value == true_size.get(name, value)}
     return kept | {b"TERM": os.fsencode(size.term)}
+
+
+def has_unread_input(master: int) -> bool:
+    """Return whether a line that was typed, or with a raw terminal a byte, was not read yet.
+
+    An end-of-file character that is typed while one is, is lost where the reader is about to switch to raw: sudo does
+    so before it reads, to hand all on to a terminal of its own, and would read it as a NUL.
+    """
+    try:
+        slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        poll = select.poll()
+        poll.register(slave, select.POLLIN)
+        return any(events & select.POLLIN for _, events in poll.poll(0))
+    finally:
+        os.close(slave)
 
 
 def end_of_file(master: int, last_byte: int | None) -> bytes:

@@ -21,10 +21,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-__all__ = ["StdinError", "stdin_source"]
+__all__ = ["StdinError", "stdin_source", "typed"]
 
 CHUNK_BYTES: Final = 256 * 1024
 MAX_REMEMBERED_BYTES: Final = 8 * 1024 * 1024
+#: Linux's N_TTY_BUF_SIZE less the newline: of a longer line a terminal drops the rest, without a word.
+MAX_LINE_BYTES: Final = 4095
 
 
 class StdinError(OSError):
@@ -55,6 +57,35 @@ def stdin_source(stdin: object) -> bytes | Iterable[bytes] | None:
     raise StdinError(
         f"_stdin is of type {type(stdin).__name__}: give str, bytes, a file, or an iterable of str or bytes"
     )
+
+
+def typed(stdin: bytes | Iterable[bytes] | None, *, by_sudo: bool) -> Iterator[bytes] | None:
+    """Return what `stdin_source` gave, checked as it goes for what a terminal would lose.
+
+    Args:
+        stdin: for one sending.
+        by_sudo: sudo reads it, and hands it on to a terminal of its own.
+
+    Raises:
+        StdinError: when iterated, for a line that is too long, and with *by_sudo* for a last line that does not end.
+    """
+    return None if stdin is None else _typed([stdin] if isinstance(stdin, bytes) else stdin, by_sudo)
+
+
+def _typed(chunks: Iterable[bytes], by_sudo: bool) -> Iterator[bytes]:
+    line = b""
+    for chunk in chunks:
+        lines = (line + chunk).replace(b"\r", b"\n").split(b"\n")  # a terminal takes either for the end of a line
+        if max(map(len, lines)) > MAX_LINE_BYTES:
+            raise StdinError(
+                f"_stdin has a line of more than {MAX_LINE_BYTES} bytes, and a terminal drops the rest of such a line:"
+                " leave out _get_pty, or upload a file"
+            )
+        line = lines[-1]
+        yield chunk
+    # What stands in an unfinished line is no input yet; sudo then sees no end of it, and its command would wait.
+    if line and by_sudo:
+        raise StdinError("_stdin ends within a line: with _sudo and _get_pty it must end in a newline")
 
 
 class _Items:

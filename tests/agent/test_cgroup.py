@@ -53,7 +53,11 @@ def commands_below(own):
 
 
 def members(cgroup):
-    return (cgroup.path / "cgroup.threads").read_text().split()
+    return members_of(cgroup.path)
+
+
+def members_of(directory):
+    return (directory / "cgroup.threads").read_text().split()
 
 
 async def finish(process):
@@ -246,6 +250,57 @@ async def test_leftovers_of_an_earlier_agent_are_removed_or_kept_while_somebody_
     assert commands_below(own) == ["command-1", "command-2"]
     assert fresh.path.name == "command-2"
     second.give_back(fresh)
+    await process.terminate_tree(0)
+    process.abandon()
+    second.close()
+    first.close()
+
+
+# -- an agent that is not root's
+
+
+@pytest.fixture
+def ordinary(own, monkeypatch):
+    """The cgroups of an agent that may signal nobody; it goes back to its unit's cgroup at the end."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(_cgroup, "_is_out_of_reach", lambda thread: True)
+    cgroups = open_cgroups()
+    yield cgroups
+    cgroups.close()
+    (own / "cgroup.procs").write_text("0")
+
+
+async def test_ordinary_agent_lives_beside_a_cgroup_to_end_others_in(ordinary, own):
+    assert own_path() == f"{own.name}/agent"
+    assert ordinary.own == own / "agent"
+    assert (own / "end/cgroup.type").read_text() == "domain\n"
+
+
+async def test_those_who_may_not_be_signalled_are_killed_by_their_cgroup_and_nobody_else(ordinary, own, nursery):
+    supervisor = Supervisor(nursery, ordinary)
+    dies, lives = (supervisor.spawn(sh("setsid sleep 300 & exec sleep 300")) for _ in range(2))
+    await until(lambda: len(members(dies._cgroup)) == len(members(lives._cgroup)) == 2)
+    dies._cgroup.kill_others()
+    ended = await dies.wait()
+    assert (ended.code, ended.signal) == (None, 9)
+    await until(lambda: not dies._cgroup.is_populated() and members_of(own / "end") == [])
+    assert len(members(lives._cgroup)) == 2
+    await lives.terminate_tree(0)
+    for process in (dies, lives):
+        process.abandon()
+
+
+async def test_agent_above_commands_of_an_earlier_one_stays_where_it_is(own, nursery, monkeypatch):
+    """That one had threaded cgroups right below the unit's: nothing else can be made there."""
+    first = open_cgroups()
+    process = Supervisor(nursery, first).spawn(sh("exec sleep 300"))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    second = open_cgroups()
+    assert second.own == own
+    assert own_path() == own.name
+    assert not (own / "agent").exists()
+    second.take().kill_others()
+    assert process.exit is None
     await process.terminate_tree(0)
     process.abandon()
     second.close()

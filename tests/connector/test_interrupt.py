@@ -190,7 +190,9 @@ def test_interrupt_in_the_middle_of_a_link_is_raised_by_the_event_loop(interrupt
     assert calls == [signal.SIGINT]
 
 
-def test_client_connects_and_closes_with_the_handler(pyinfras_handler, agent):
+def test_client_connects_and_closes_with_the_handler(pyinfras_handler, agent, interrupts, monkeypatch):
+    # Not the process's own: a client of an earlier test may be there until the next collection of garbage.
+    monkeypatch.setattr(client_module, "interrupts", interrupts)
     client = client_of(agent.port, agent.identity)
     client.connect()
     assert signal.getsignal(signal.SIGINT) is not pyinfras_handler

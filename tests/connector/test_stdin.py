@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyinfra.connectors.util import write_stdin
 
-from pyinfra_agent_connector._stdin import CHUNK_BYTES, MAX_REMEMBERED_BYTES, StdinError, stdin_source
+from pyinfra_agent_connector._stdin import (
+    CHUNK_BYTES,
+    MAX_LINE_BYTES,
+    MAX_REMEMBERED_BYTES,
+    StdinError,
+    stdin_source,
+    typed,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -235,3 +242,40 @@ def test_stdin_source_refuses_a_file_whose_text_cannot_be_decoded(tmp_path: Path
     path.write_bytes(b"\xff")
     with open(path, encoding="utf-8") as file, pytest.raises(StdinError, match="cannot be read"):
         sent(stdin_source(file))
+
+
+LONGEST = b"x" * MAX_LINE_BYTES
+
+
+@pytest.mark.parametrize("by_sudo", [False, True])
+@pytest.mark.parametrize(
+    "stdin", [None, b"", b"a\nb\n", b"a\r", LONGEST + b"\n" + LONGEST + b"\r", [LONGEST[:-1], b"x\n", LONGEST, b"\n"]]
+)
+def test_typed_passes_on_what_a_terminal_takes(stdin: Any, by_sudo: bool):
+    """Lines that a terminal can hold are sent as they are, wherever chunks end."""
+    source = typed(stdin, by_sudo=by_sudo)
+    assert (source is None) == (stdin is None)
+    assert b"".join(source or ()) == (stdin if isinstance(stdin, bytes) else b"".join(stdin or ()))
+
+
+@pytest.mark.parametrize("stdin", [LONGEST + b"x", b"a\n" + LONGEST + b"x\n", [b"a\nx", LONGEST]])
+def test_typed_refuses_a_line_that_a_terminal_would_cut(stdin: Any):
+    """The text says what to do instead."""
+    with pytest.raises(StdinError, match=r"more than 4095 bytes.*leave out _get_pty"):
+        sent(typed(stdin, by_sudo=False))
+
+
+@pytest.mark.parametrize("stdin", [b"a\nb", [b"a\n", b"b"]])
+def test_typed_refuses_an_unfinished_line_where_sudo_would_wait_for_its_end(stdin: Any):
+    """Without sudo it is typed, and handed over with the end."""
+    assert sent(typed(stdin, by_sudo=False)) == b"".join([stdin] if isinstance(stdin, bytes) else stdin)
+    with pytest.raises(StdinError, match="must end in a newline"):
+        sent(typed(stdin, by_sudo=True))
+
+
+def test_typed_takes_no_longer_for_long_lines():
+    """20 MiB of lines of 4,000 bytes are looked at in one pass."""
+    line = b"x" * 4000 + b"\n"
+    chunk = line * 64
+    with gevent.Timeout(10):
+        assert sum(map(len, typed((chunk for _ in range(80)), by_sudo=True) or ())) == 80 * len(chunk)

@@ -420,3 +420,32 @@ def test_error_that_quotes_a_target_cannot_leave_its_line(tmp_path):
     assert got.count(b"\x1b[33mError (ignored)") == 5
     assert sum(b"[5A" in line or b"!" in line for line in got.split(b"\r\n")) == 5, got
     assert_harmless(got)
+
+
+# What answers every command, and prints nothing that could be the name of a file.
+LYING_SHELL = r"""#!/bin/sh
+cat {hostile} >&2
+exit {status}
+"""
+ASKED = """
+from pyinfra.operations import files, server
+server.shell(name="first", commands="true", _sudo=True, _sudo_password="secret")
+"""
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_error_of_pyinfras_own_that_quotes_a_target_cannot_leave_its_line(status, tmp_path, monkeypatch):
+    """Where its program for sudo's password cannot be written, it quotes what the target said; one host fails."""
+    (tmp_path / "hostile").write_bytes(HOSTILE)
+    (tmp_path / "sh").write_text(LYING_SHELL.format(hostile=tmp_path / "hostile", status=status))
+    (tmp_path / "sh").chmod(0o755)
+    (tmp_path / "deploy.py").write_text(ASKED)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+    ended_with, got = on_a_terminal(str(tmp_path / "deploy.py"))
+
+    assert ended_with == 1, got
+    assert b"Traceback" not in got
+    assert b"Failed to create sudo_askpass command" in got
+    assert b"x1b]0;owned" in got  # pyinfra doubles the backslash in front
+    assert_harmless(got)

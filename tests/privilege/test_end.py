@@ -129,9 +129,56 @@ def test_ordinary_agent_ends_what_sudo_and_su_let_it_end(machine, carols, token)
         eventually(lambda: not machine.living(token), 8, "the end of the command")
 
 
+OTHERS = {
+    "sudo": {"_sudo": True, "_sudo_password": CAROLS_PASSWORD},
+    "sudo to another user": {"_sudo": True, "_sudo_user": "bob", "_sudo_password": CAROLS_PASSWORD},
+    "doas": {"_doas": True},
+}
+
+
+@pytest.fixture(scope="module")
+def ended_by_carol(machine, carols):
+    """What an ordinary user's agent left of commands of each kind, and of one of the same kind that went on."""
+    tokens, other = {(way, get_pty): new_token() for way in OTHERS for get_pty in (False, True)}, new_token()
+    daemon = f"setsid sleep {other} >/dev/null 2>&1 </dev/null & exit 0"
+    assert carols.run(daemon, **OTHERS["sudo"]).succeeded
+    carols.start_at_once(
+        *(
+            (TREE.format(token), {"_timeout": 1, "_get_pty": get_pty, **OTHERS[way]})
+            for (way, get_pty), token in tokens.items()
+        )
+    )
+    answers = carols.driver.answers()
+    yield {
+        kind: (answer, sleepers(machine, token), sleepers(machine, other))
+        for (kind, token), answer in zip(tokens.items(), answers, strict=True)
+    }
+    machine.container.run("pkill", "-f", f"sleep {other}")
+
+
+@pytest.mark.parametrize("get_pty", [False, True], ids=["pipes", "terminal"])
+@pytest.mark.parametrize("way", OTHERS)
+def test_ordinary_agent_ends_all_that_others_run_in_its_cgroup(ended_by_carol, way, get_pty):
+    """It may signal none of them; cgroup.kill does not ask."""
+    answer, survivors, others = ended_by_carol[way, get_pty]
+    assert "TimeoutError" in answer.kind, answer
+    assert "3 sleepers" in answer.stdout
+    assert "/agent/command-" in answer.stdout
+    assert survivors == []
+    assert len(others) == 1
+
+
+def test_ordinary_agent_leaves_no_cgroup_of_ended_commands(machine, carols, ended_by_carol):
+    """Besides that of the daemon which lives on, and those that wait for the next command."""
+    place = f"/sys/fs/cgroup/system.slice/{carols.unit}.service"
+    count = f'grep -l "populated 1" {place}/end/cgroup.events {place}/agent/*/cgroup.events | wc -l'
+    eventually(lambda: machine.container.run("sh", "-c", count).stdout.strip() == "1", 8, "one populated cgroup")
+
+
 def test_ordinary_agent_does_not_claim_to_have_killed_what_it_may_not(machine, carols, token):
+    """A session that su opens is a cgroup which is not the agent's."""
     started = time.monotonic()
-    answer = carols.run(f"setsid sleep {token} & sleep {token}", _timeout=1, _doas=True)
+    answer = carols.run(f"setsid sleep {token} & sleep {token}", _timeout=1, _su_user="bob", _su_password=BOBS_PASSWORD)
 
     assert answer.error.endswith(": carol, who runs the agent, may have been unable to kill all that another user runs")
     assert machine.living(token)

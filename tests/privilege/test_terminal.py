@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 
 import pytest
 
 from tests.e2e.helpers import AGENT, eventually
+from tests.privilege.helpers import CAROLS_PASSWORD
 
 LOOK = f"""exec {sys.executable} -c '
 import os
@@ -61,6 +63,48 @@ def test_what_is_typed_reaches_the_command(roots, way):
         "read first; read second; echo got $second, $first", _get_pty=True, _stdin=["a", "b"], **WAYS[way]
     )
     assert answer.stdout.rstrip().endswith("got b, a")
+
+
+# sudo reads the terminal that it is in for a terminal of its own, which it makes for the command.
+READERS = {
+    "plain": ("roots", {}),
+    "sudo": ("roots", {"_sudo": True, "_sudo_user": "bob"}),
+    "sudo login": ("roots", {"_sudo": True, "_sudo_user": "bob", "_use_sudo_login": True}),
+    "sudo with a password": ("carols", {"_sudo": True, "_sudo_password": CAROLS_PASSWORD}),
+    "su": ("roots", {"_su_user": "bob"}),
+    "doas": ("carols", {"_doas": True, "_doas_user": "bob"}),
+}
+LINES = {
+    "one line": ["a"],
+    "more than a terminal holds": [f"line {number}" for number in range(3000)],
+    "the longest line": ["x" * 4095, "y"],
+}
+
+
+@pytest.mark.parametrize("lines", LINES)
+@pytest.mark.parametrize("way", READERS)
+def test_end_of_what_is_typed_reaches_the_command(request, way, lines):
+    """With `ssh -tt` and @ssh it never does: both commands wait for ever."""
+    agent, arguments = READERS[way]
+    answer = request.getfixturevalue(agent).run(
+        "cat | md5sum; echo over", _get_pty=True, _stdin=LINES[lines], _timeout=30, **arguments
+    )
+    typed = "".join(f"{line}\n" for line in LINES[lines])
+    assert answer.succeeded, answer.error
+    assert answer.stdout.split()[-3:] == [hashlib.md5(typed.encode()).hexdigest(), "-", "over"]
+
+
+def test_end_of_what_is_typed_waits_for_a_reader_that_takes_its_time(roots):
+    """A terminal that becomes raw while an end is unread makes a NUL of it, which is what sudo would read."""
+    slow = "sleep 0.7; exec sudo -n -u bob sh -c 'cat | md5sum; echo over'"
+    answer = roots.run(slow, _get_pty=True, _stdin=["a", "b"], _timeout=30)
+    assert answer.succeeded, answer.error
+    assert answer.stdout.split()[-3:] == [hashlib.md5(b"a\nb\n").hexdigest(), "-", "over"]
+
+
+def test_line_that_a_terminal_would_cut_is_refused(roots):
+    answer = roots.run("cat >/tmp/cut", _get_pty=True, _stdin=["x" * 4096], _timeout=30)
+    assert "more than 4095 bytes" in answer.error, answer
 
 
 @pytest.mark.parametrize("way", WAYS)
