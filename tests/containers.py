@@ -80,6 +80,9 @@ _MASKED: Final = ("getty.target", "systemd-update-utmp-runlevel.service", "syste
 _DIES_WITH_PARENT: Final = ("setpriv", "--pdeathsig", "KILL", "--")
 _REBOOT_STATUS: Final = 133  # of systemd-nspawn, which leaves it to whoever started it to boot again
 _BOOT: Final = f'while :; do "$@"; [ $? -eq {_REBOOT_STATUS} ] || exit; done'
+# With a clock that every boot begins anew: without, /proc/uptime is this machine's.
+_FRESH_CLOCK: Final = """unshare --time --boottime "-$(cut -d. -f1 /proc/uptime)" --fork -- """
+_BOOT_WITH_CLOCK: Final = _BOOT.replace('"$@"', _FRESH_CLOCK + '"$@"')
 _JOIN: Final = 'for c in $1; do echo $$ > "$c/cgroup.procs" || exit; done; shift; exec "$@"'
 
 
@@ -166,6 +169,7 @@ class Lab:
         lower: Path = Path("/"),
         binds: Sequence[Path] = (),
         options: Sequence[str] = (),
+        own_clock: bool = False,
     ) -> Container:
         """Prepare a container, plugged to the network; it does not run yet.
 
@@ -174,13 +178,14 @@ class Lab:
             lower: the tree that its files come from; nothing is written there.
             binds: more paths of this machine that it sees, read-only, at the same place.
             options: more for systemd-nspawn.
+            own_clock: its uptime is its own, as a machine's is, and begins at each boot.
         """
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,11}", name):
             raise ValueError(f"{name!r} is no name for a container: 1 to 12 of a-z, 0-9 and -, a letter first")
         if any(container.name == name for container in self.containers):
             raise ValueError(f"this lab has a container {name} already")
         address = str(_NETWORK[_FIRST_CONTAINER + len(self.containers)])
-        container = Container(self, name, address, lower, [*_python_paths(), *binds], options)
+        container = Container(self, name, address, lower, [*_python_paths(), *binds], options, own_clock)
         self.containers.append(container)
         return container
 
@@ -221,7 +226,14 @@ class Container:
     """
 
     def __init__(
-        self, lab: Lab, name: str, address: str, lower: Path, binds: Sequence[Path], options: Sequence[str]
+        self,
+        lab: Lab,
+        name: str,
+        address: str,
+        lower: Path,
+        binds: Sequence[Path],
+        options: Sequence[str],
+        own_clock: bool,
     ) -> None:
         self.name = name
         self.address = address
@@ -231,6 +243,7 @@ class Container:
         self.console = directory / "console"
         self._full_name = f"{lab.namespace}-{name}"
         self._groups = [hierarchy / lab.namespace / name for hierarchy in _hierarchies()]
+        self._own_clock = own_clock
         self._process: subprocess.Popen[bytes] | None = None
         self._plug(lab.namespace)
         self._make_root(directory, lower, binds)
@@ -254,7 +267,7 @@ class Container:
         """Switch it on, without waiting."""
         if self._process is not None and self._process.poll() is None:
             raise RuntimeError(f"{self.name} runs already")
-        nspawn = ["sh", "-c", _BOOT, "sh", *self._words]
+        nspawn = ["sh", "-c", _BOOT_WITH_CLOCK if self._own_clock else _BOOT, "sh", *self._words]
         with self.console.open("ab") as console:
             self._process = subprocess.Popen(
                 _joining(self._groups, nspawn),
@@ -400,7 +413,7 @@ class Container:
         groups = [group / "payload" / "lab" for group in self._groups if (group / "payload").is_dir()]
         for group in groups:
             group.mkdir(exist_ok=True)
-        namespaces = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")
+        namespaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", *["--time"] * self._own_clock]
         return _joining(groups, ["nsenter", f"--target={leader}", *namespaces, "--", *_DIES_WITH_PARENT, *command])
 
     def _enter(self, leader: int, command: Sequence[str]) -> Outcome:

@@ -16,7 +16,7 @@ from pyinfra_agent_protocol import ExecResult, RequestRefused, ResizeReceived, S
 from ._channel import RequestCancelled, SessionEnded
 from ._limited import limiting_prefix
 from ._limits import RareLog
-from ._pty import PtySize, has_unread_input
+from ._pty import PtySize
 from ._saved import SavedRun
 from ._spawn import Command, SpawnFailed, Stdin
 
@@ -32,10 +32,6 @@ __all__ = ["resume_exec", "run_exec", "start_command"]
 
 #: One read of a command's output: what one round of the event loop moves.
 _READ_BYTES: Final = 256 * 1024
-
-#: Between two looks whether what was typed at a terminal was read.
-_FIRST_LOOK_SECONDS: Final = 0.001
-_LAST_LOOK_SECONDS: Final = 0.05
 
 #: Linux's limit for one argument (MAX_ARG_STRLEN) includes the terminating NUL.
 _ARGUMENT_MAX_BYTES: Final = 128 * 1024 - 1
@@ -178,7 +174,7 @@ class _Run:
                     await self._process.write_stdin(first_input)
                 while chunks := await self._channel.receive():
                     await self._process.write_stdin(b"".join(chunks))
-                await self._end_stdin()
+                await self._process.end_stdin()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 # The command wants no more. What still comes is taken and dropped, so that the sender never waits.
                 while await self._channel.receive():
@@ -186,16 +182,9 @@ class _Run:
         except SessionEnded:
             # The session ended: a command must not take half of its input for all of it, but it must not
             # wait for ever either. Closing is what a lost terminal does.
-            await self._end_stdin()
+            await self._process.end_stdin()
         except RequestCancelled:
             return  # the process is being ended
-
-    async def _end_stdin(self) -> None:
-        interval = _FIRST_LOOK_SECONDS
-        while (terminal := self._process._terminal) is not None and has_unread_input(terminal):
-            await trio.sleep(interval)
-            interval = min(interval * 2, _LAST_LOOK_SECONDS)
-        await self._process.end_stdin()
 
     def _on_cancel(self) -> None:
         # A lost session is not a cancelled one: its commands live on for as long as they may.

@@ -25,7 +25,7 @@ import trio
 from pyinfra_agent._exits import UNKNOWN, is_our_child, wait_status
 from pyinfra_agent._kill import ProcessTree
 from pyinfra_agent._limits import reserved_descriptors
-from pyinfra_agent._pty import end_of_file, set_size
+from pyinfra_agent._pty import end_of_file, has_unread_input, set_size
 from pyinfra_agent._saved import SavedProcess
 from pyinfra_agent._spawn import Child, Command, SpawnFailed, start_child
 
@@ -52,6 +52,11 @@ class Exit:
 
     code: int | None
     signal: int | None
+
+
+#: Between two looks whether what was typed at a terminal was read.
+_FIRST_LOOK_SECONDS: Final = 0.001
+_LAST_LOOK_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,10 +351,14 @@ class Process:
     async def end_stdin(self) -> None:
         """Let the command see the end of its input; no error if it has ended or never was.
 
-        A terminal stays open, so there the end-of-file character is typed.
+        A terminal stays open, so there the end-of-file character is typed, once everything before it was read.
         """
+        interval = _FIRST_LOOK_SECONDS
+        while self._stdin is not None and self._terminal is not None and has_unread_input(self._terminal):
+            await trio.sleep(interval)
+            interval = min(interval * 2, _LAST_LOOK_SECONDS)
         if self._stdin is not None and self._terminal is not None:
-            with contextlib.suppress(trio.BrokenResourceError):
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await self.write_stdin(end_of_file(self._terminal, self._last_byte))
         else:
             await trio.lowlevel.checkpoint()

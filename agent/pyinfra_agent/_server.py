@@ -15,6 +15,7 @@ from pyinfra_agent_protocol import AGENT_BUDGET_BYTES, Budget
 
 from ._accept import Lobby, accept_forever, format_address
 from ._admission import Admission
+from ._boot import boot_id
 from ._cgroup import CgroupsUnavailable, open_cgroups
 from ._connection import ConnectionServer
 from ._context import Context
@@ -99,7 +100,7 @@ class Agent:
             cgroups = self._open_cgroups()
             supervisor = Supervisor(nursery, cgroups)
             nursery.start_soon(supervisor.reap_orphans_forever)
-            self._context = Context(self._settings, supervisor, self._litter, _boot_id())
+            self._context = Context(self._settings, supervisor, self._litter, boot_id())
             self._requests.open(self._context, nursery)
             self._sessions = SessionTable(self._settings, nursery, Budget(AGENT_BUDGET_BYTES), self._requests.start)
             if inheritance is not None:
@@ -308,11 +309,3 @@ def tune_socket(stream: trio.SocketStream) -> None:
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MILLISECONDS)
-
-
-def _boot_id() -> str:
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read(64).strip()
-    except OSError:  # not Linux, or no /proc
-        return ""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 from pyinfra import logger
-from pyinfra.api.exceptions import ConnectError
+from pyinfra.api.exceptions import ConnectError, PyinfraError
 
 from pyinfra_agent_protocol import PtySize
 
@@ -25,11 +25,11 @@ from ._interrupt import interrupts
 from ._known import UntrustedAgent
 from ._loopback import LoopbackAgent, start_loopback
 from ._names import BadAgentName, NameKind, parse_agent_name, pin_name
-from ._output import LazyCommandOutput, LinePrinter, echo
+from ._output import LazyCommandOutput, LinePrinter, echo, shown
 from ._rsync import Rsync, check_can_rsync, wait_for_rsyncs
 from ._settings import Settings
 from ._signals import signal_name
-from ._stdin import stdin_source
+from ._stdin import stdin_source, typed
 from ._transfers import read_route, write_route
 from ._trust import AgentTrust
 from .client import AgentClient
@@ -49,6 +49,8 @@ __all__ = ["AgentHost", "PreparedCommand", "PreparedTransfer", "exit_status"]
 
 #: What pyinfra's reboot takes for a connection that was lost.
 _LOST_EXIT: Final = -1
+#: The commands of pyinfra's reboot, of its first releases and of 3.10.
+_REBOOTS: Final = frozenset({"reboot", "( sleep 1 && reboot ) </dev/null >/dev/null 2>&1 &"})
 
 #: What stands before the words of another user's command in the agent's refusal.
 _AS_OTHER: Final = "as the other user: "
@@ -58,6 +60,8 @@ _LOOPBACK_HOST: Final = "127.0.0.1"
 _SIGNAL_EXIT: Final = 128
 #: Of a command in an error's text.
 _SHOWN_CHARACTERS: Final = 120
+#: Of what a target said, in an error of pyinfra's.
+_QUOTED_CHARACTERS: Final = 500
 #: With these a command runs as somebody else than the agent does.
 _OTHER_USER: Final = ("_sudo", "_su_user", "_doas", "_dzdo")
 #: What `_get_pty` is. Nobody resizes it, so that programs which believe these variables are right.
@@ -79,15 +83,19 @@ class AgentHost:
 
     def __init__(self, host: Host, wrap: Wrap) -> None:
         self._host = host
-        self._wrap = wrap
+        self._wrap = partial(_wrapped, wrap, host.name)
         self._client: AgentClient | None = None
         self._loopback: LoopbackAgent | None = None
         self._put_in_place = False
+        self._last_boot = ""
 
     # --- connecting ---
 
     def connect(self, get: Callable[[str], Any]) -> None:
         """Connect, or connect anew, as the host data that *get* finds says.
+
+        After a command of pyinfra's reboot it fails until the machine has rebooted. pyinfra tries again then, and most
+        releases of it take any connection for the end of the wait.
 
         Raises:
             ConnectError: with one line that says what to do.
@@ -99,12 +107,22 @@ class AgentHost:
             self._put_in_place = settings.put_in_place
             self._client = self._make_client(settings)
             self._client.connect()
+            self._refuse_last_boot(self._client)
         except (AgentError, UntrustedAgent, IdentityError, BadAgentName) as error:
             self.close()
             raise ConnectError(str(error)) from error
         except BaseException:
             self.close()
             raise
+
+    def _refuse_last_boot(self, client: AgentClient) -> None:
+        """Raise if the machine is still to reboot."""
+        if self._last_boot and self._last_boot == _boot_id(client, expects_loss=True):
+            raise AgentError(f"{client.endpoint} has not rebooted yet: connect to it again when it has")
+        self._last_boot = ""
+
+    def _note_last_boot(self, boot_id: str) -> None:
+        self._last_boot = boot_id
 
     def _make_client(self, settings: Settings) -> AgentClient:
         # Not a method: the connection holds it, and would keep this object, and so itself, alive.
@@ -205,11 +223,14 @@ class AgentHost:
             AgentError: the host is not connected.
             StdinError: *stdin* is of a type that cannot be sent.
         """
+        # A loopback agent does not outlive a reboot, and neither does whoever waits for it.
+        is_reboot = self._loopback is None and str(command) in _REBOOTS
         return PreparedCommand(
             self._host,
             self.client,
             self._wrap,
             command,
+            on_reboot=self._note_last_boot if is_reboot else None,
             get_pty=bool(get_pty),
             timeout=timeout,
             # Once: sudo may want a second run with the same input.
@@ -292,6 +313,7 @@ class PreparedCommand:
     wrap: Wrap
     command: StringCommand | str
     _: KW_ONLY
+    on_reboot: Callable[[str], None] | None
     get_pty: bool
     timeout: float | None
     stdin: bytes | Iterable[bytes] | None
@@ -310,6 +332,15 @@ class PreparedCommand:
             OSError: as `AgentClient.run`.
             CommandTimeout: the time was over.
         """
+        if self.on_reboot is None:
+            return self._run(arguments)
+        boot_id = _boot_id(self.client)
+        status, output = self._run(arguments)
+        if self.is_success(status):
+            self.on_reboot(boot_id)
+        return status, output
+
+    def _run(self, arguments: Mapping[str, Any]) -> tuple[int, LazyCommandOutput]:
         prefix = self.host.print_prefix
         invocation = self._invocation(arguments)
         logger.debug("Running command on %s: (pty=%s) %s", self.host.name, self.get_pty, invocation.masked)
@@ -325,12 +356,13 @@ class PreparedCommand:
 
         masked = invocation.masked
         shown = masked if len(masked) <= _SHOWN_CHARACTERS and masked.isprintable() else "the command"
+        stdin = typed(self.stdin, by_sudo=bool(arguments.get("_sudo"))) if self.get_pty else self.stdin
         expects_loss = _LOST_EXIT in self.success_exit_codes
         try:
             ended = self.client.run(
                 invocation.argv,
                 env=invocation.env | _TERMINAL_VARIABLES if self.get_pty else invocation.env,
-                stdin=self.stdin if invocation.script is None else invocation.script,
+                stdin=stdin if invocation.script is None else invocation.script,
                 pty=_TERMINAL if self.get_pty else None,
                 timeout_seconds=self.timeout,
                 on_output=on_output,
@@ -413,6 +445,28 @@ def exit_status(ended: ExecResult) -> int:
     if ended.exit is not None:
         return ended.exit
     return _SIGNAL_EXIT + (ended.signal or 0)
+
+
+def _boot_id(client: AgentClient, *, expects_loss: bool = False) -> str:
+    """Return what is another after each boot of the agent's machine; "" if the agent does not say."""
+    try:
+        boot_id = client.info(expects_loss=expects_loss).get("boot_id")
+    except Refused:
+        return ""
+    return boot_id if isinstance(boot_id, str) else ""
+
+
+def _wrapped(wrap: Wrap, name: str, command: StringCommand | str, arguments: Mapping[str, Any]) -> StringCommand:
+    """Call *wrap*, which first has a host make pyinfra's program for passwords, and may fail there.
+
+    pyinfra's error quotes the host, ends the run for all hosts, and is printed as it is.
+    """
+    try:
+        return wrap(command, arguments)
+    except PyinfraError as error:
+        text = str(error).strip()
+        lines = text[:_QUOTED_CHARACTERS].split("\n") + ["..."] * (len(text) > _QUOTED_CHARACTERS)
+        raise AgentError(f"{name}: {'; '.join(map(shown, lines))}") from None
 
 
 def _notify(prefix: str, text: str) -> None:

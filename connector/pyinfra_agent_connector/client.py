@@ -271,9 +271,10 @@ class AgentClient:
             return cast("StatResult", call.result()).stat
 
     @interrupts.interruptible()
-    def info(self) -> dict[str, object]:
-        """Ask the agent who it is."""
+    def info(self, *, expects_loss: bool = False) -> dict[str, object]:
+        """Ask the agent who it is; *expects_loss* is as for `run`."""
         with self._connection.call(Info(), "asking who the agent is") as call:
+            call.expects_loss = expects_loss
             return cast("InfoResult", call.result()).info
 
 

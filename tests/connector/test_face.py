@@ -14,7 +14,7 @@ import typing
 import gevent
 import pytest
 from pyinfra import logger
-from pyinfra.api import MaskString, QuoteString, StringCommand
+from pyinfra.api import Inventory, MaskString, QuoteString, StringCommand
 from pyinfra.api import output as pyinfra_output
 from pyinfra.api.exceptions import ConnectError, InventoryError
 from pyinfra.connectors import base
@@ -105,8 +105,9 @@ def test_face_fills_in_what_host_data_leaves_out():
 @pytest.mark.parametrize(
     ("name", "host", "data"),
     [
-        ("web1", "@agent/web1", {"agent_host": "web1", "agent_port": DEFAULT_PORT}),
+        ("web1", "@agent/web1", {"agent_host": "web1"}),
         ("WEB1:99", "@agent/WEB1:99", {"agent_host": "web1", "agent_port": 99}),
+        ("[2001:db8::1]", "@agent/[2001:db8::1]", {"agent_host": "2001:db8::1"}),
         ("[2001:db8::1]:99", "@agent/[2001:db8::1]:99", {"agent_host": "2001:db8::1", "agent_port": 99}),
         ("known:7963", "@agent/known:7963", {"agent_host": "known", "agent_port": 7963}),
         ("loopback", "@agent/loopback", {}),
@@ -114,6 +115,16 @@ def test_face_fills_in_what_host_data_leaves_out():
 )
 def test_face_names_one_host(name, host, data):
     assert list(AgentConnector.make_names_data(name)) == [(host, data, ["agent"])]
+
+
+@pytest.mark.parametrize(
+    ("name", "group_data", "port"),
+    [("web1", {"agent_port": 7970}, 7970), ("web1:7963", {"agent_port": 7970}, 7963), ("web1", {}, DEFAULT_PORT)],
+)
+def test_face_takes_the_port_of_group_data_where_the_name_says_none(name, group_data, port):
+    inventory = Inventory(([f"@agent/{name}"], {}), web=([f"@agent/{name}"], group_data))
+    data = host_to_connector_data(AgentData, AgentConnector.data_meta, inventory.get_host(f"@agent/{name}").data)
+    assert (data["agent_host"], data["agent_port"]) == ("web1", port)
 
 
 def test_face_gives_fresh_data_each_time():
