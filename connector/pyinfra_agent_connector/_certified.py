@@ -20,10 +20,10 @@ from ._probe import Outcome, probe
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ._authorities import Authorities
+    from ._authorities import Authorities, Certified
     from ._found import FoundAgent
 
-__all__ = ["with_certificates"]
+__all__ = ["certified_as", "with_certificates"]
 
 _PROBES_AT_ONCE: Final = 256
 
@@ -57,9 +57,22 @@ def _with_key(one: FoundAgent) -> FoundAgent:
 def _with_certificate(one: FoundAgent, authorities: Authorities, warnings: list[str]) -> FoundAgent:
     if not one.key:
         return one
+    certified, refusal = certified_as(None, one, authorities)
+    if refusal:
+        warnings.append(f"the agent at {one.endpoint}, with key {one.fingerprint}, is not certified: {refusal}")
+    return replace(one, certified=certified)
+
+
+def certified_as(name: str | None, one: FoundAgent, authorities: Authorities) -> tuple[Certified | None, str]:
+    """Return what *authorities* say of an agent that has proved its key, and why what it has shown does not count.
+
+    Args:
+        name: that it was asked for by; None where any name will do.
+        one: the agent.
+        authorities: the user's.
+    """
     try:
         authorities.require_not_revoked(one.endpoint, one.key)
-        return replace(one, certified=authorities.certified(one.key, one.certificate, None))
+        return authorities.certified(one.key, one.certificate, None if name is None else [name]), ""
     except (CertificateRefused, UntrustedAgent) as error:
-        warnings.append(f"the agent at {one.endpoint}, with key {one.fingerprint}, is not certified: {error}")
-        return one
+        return None, str(error)

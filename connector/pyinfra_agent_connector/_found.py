@@ -51,6 +51,7 @@ class FoundAgent:
         seconds: until it answered.
         certificate: that it has shown, not verified; b"" for none.
         certified: what an authority of the user's says of *key*; None where none does.
+        is_port_guessed: nobody has said *port*, so that the user's own data may still say another one.
     """
 
     host: str
@@ -63,6 +64,7 @@ class FoundAgent:
     seconds: float = 0.0
     certificate: bytes = b""
     certified: Certified | None = None
+    is_port_guessed: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -78,7 +80,9 @@ class FoundAgent:
 
     def host_data(self) -> dict[str, Any]:
         """Return pyinfra's host data, a new dictionary each time."""
-        data: dict[str, Any] = {"agent_host": self.host, "agent_port": self.port} if self.host else {}
+        data: dict[str, Any] = {"agent_host": self.host} if self.host else {}
+        if self.host and not self.is_port_guessed:  # what is said here beats the data of the host's groups
+            data["agent_port"] = self.port
         if self.found_by:
             data["agent_found_by"] = self.found_by
         advert = self.announced.advert if self.announced is not None else None

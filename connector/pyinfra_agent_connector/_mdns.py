@@ -1,8 +1,9 @@
 """Asks the directly attached links for agents: DNS-SD over multicast DNS, in one go (RFC 6762, RFC 6763).
 
 What was heard is told with each repetition (RFC 6762 section 7.1), so on a link without loss nobody answers twice. It
-ends when two repetitions have brought nothing new: after 0.55 s as a rule, and after `browse_seconds()` at the latest,
-which is also how long nobody's silence is listened to.
+ends when two repetitions have brought nothing new: after 0.6 s as a rule, and after `browse_seconds()` at the latest,
+which is also how long nobody's silence is listened to. Where answers come to all and not to us alone, it takes 1.5 s at
+least: whoever has just answered somebody else may do so again after a second only.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ _ROUND_SECONDS: Final = (0.0, 0.15, 0.35, 0.55, 0.75, 1.0, 1.3, 1.7, 2.2)
 _LATER_ROUNDS_SECONDS: Final = 1.0
 _QUIET_ROUNDS: Final = 2
 _QUIET_SECONDS: Final = 0.2  # to answer the last of them
+#: Between two of them where this process gets no processor when it should: time to answer each.
+_LEAST_ROUND_SECONDS: Final = 0.15
+#: A record is multicast once a second at most (RFC 6762 section 6), and answers are put off to be sent together.
+_MULTICAST_SECONDS: Final = 1.5
 #: After which a record that is missing is asked for, and asked for again.
 _DETAIL_SECONDS: Final = (0.08, 0.25, 0.5, 1.0)
 _DETAILS_IN_A_PACKET: Final = 10
@@ -169,16 +174,20 @@ class _Browse:
         self._details: dict[tuple[int, Question], _Detail] = {}
         self._rounds = 0
         self._quiet_rounds = 0
+        self._asked_at = 0.0
+        self._answered_alone: set[int] = set()
         self._poll = select.poll()
         for each in sockets:
             self._poll.register(each.sock, select.POLLIN)
 
     def run(self) -> tuple[Announced, ...]:
-        while (now := self._now()) < self._limit and not self._is_over(now):
-            if now >= self._round_due(self._rounds):
-                self._ask()
+        while (now := self._now()) < self._limit:
+            if now >= self._round_due():
+                self._ask(now)
             self._ask_details(now)
-            self._listen()
+            # In this order: what came before *now* has been heard.
+            if not self._listen() and self._is_over(now):
+                break
         return merged(one for responder in self._responders.values() for one in responder.announced())
 
     def _now(self) -> float:
@@ -186,11 +195,16 @@ class _Browse:
 
     # --- asking ---
 
-    def _round_due(self, number: int) -> float:
-        later = number - len(_ROUND_SECONDS) + 1
-        return _ROUND_SECONDS[number] if later <= 0 else _ROUND_SECONDS[-1] + later * _LATER_ROUNDS_SECONDS
+    def _round_due(self) -> float:
+        if not self._rounds:
+            return 0.0
+        later = self._rounds - len(_ROUND_SECONDS) + 1
+        planned = _ROUND_SECONDS[self._rounds] if later <= 0 else _ROUND_SECONDS[-1] + later * _LATER_ROUNDS_SECONDS
+        # The one that may be the last is listened for to the end before there is another.
+        is_last = self._quiet_rounds >= _QUIET_ROUNDS
+        return max(planned, self._asked_at + (_QUIET_SECONDS + 3 * _TICK_SECONDS if is_last else _LEAST_ROUND_SECONDS))
 
-    def _ask(self) -> None:
+    def _ask(self, now: float) -> None:
         question = Question(_SERVICE, Kind.PTR)
         for each in self._sockets:
             known = [
@@ -203,6 +217,7 @@ class _Browse:
             # A repetition means that something may have been lost: twice is cheap, as whoever was heard keeps silent.
             for _ in range(2 if self._rounds else 1):
                 each.send(packet)
+        self._asked_at = now
         self._rounds += 1
         self._quiet_rounds += 1
 
@@ -227,19 +242,24 @@ class _Browse:
 
     # --- listening ---
 
-    def _listen(self) -> None:
-        ready = {descriptor for descriptor, _ in self._poll.poll(_TICK_SECONDS * 1000)}
+    def _listen(self) -> bool:
+        """Take what comes within a tick; return whether anything did."""
+        self._poll.poll(_TICK_SECONDS * 1000)
+        has_heard = False
+        # Each of them, whatever was reported: a poll whose time was up may have missed one.
         for each in self._sockets:
-            if each.sock.fileno() in ready:
-                for _ in range(_BURST):
-                    received = each.receive()
-                    if received is None:
-                        break
-                    self._take(each.interface, *received)
-                    if self._now() >= self._limit:
-                        return
+            for _ in range(_BURST):
+                received = each.receive()
+                if received is None:
+                    break
+                has_heard = True
+                self._take(each, *received)
+                if self._now() >= self._limit:
+                    return True
+        return has_heard
 
-    def _take(self, interface: Interface, data: bytes, source: str) -> None:
+    def _take(self, heard_by: MulticastSocket, data: bytes, source: str) -> None:
+        interface = heard_by.interface
         key = interface.index, source
         spent = self._bytes.get(key, 0) + len(data)
         self._total_bytes += len(data)
@@ -268,13 +288,15 @@ class _Browse:
             self._quiet_rounds = 0
         if responder.instances:
             self._responders[key] = responder
+            if not heard_by.is_shared:
+                self._answered_alone.add(interface.index)
 
     def _is_over(self, now: float) -> bool:
         """Nobody was heard: go on to the end. Somebody was: until repetitions bring nothing, and nothing is missing."""
-        last_round = self._round_due(self._rounds - 1) if self._rounds else 0.0
         return (
             bool(self._responders)
             and self._quiet_rounds >= _QUIET_ROUNDS
-            and now - last_round >= _QUIET_SECONDS
+            and now - self._asked_at >= _QUIET_SECONDS
+            and (now >= _MULTICAST_SECONDS or {index for index, _source in self._responders} <= self._answered_alone)
             and all(detail.is_given_up for detail in self._details.values())
         )

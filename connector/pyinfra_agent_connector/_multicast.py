@@ -4,6 +4,9 @@ Two kinds. From a port of our own, with the bit that wants unicast answers: they
 (section 6.7). And from port 5353: answers to that are multicast, which is all that a firewall lets in that knows mDNS
 by its port. Unicast answers are not asked for there: port 5353 may be shared with avahi or systemd-resolved, and only
 one of the sockets would get them (section 15.1).
+
+A socket hears its own interface and no other. Linux would give it what comes to the group on every interface where any
+program of this machine has joined it, and an answer from one link would be taken for one of another.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import socket as plain_socket
 import struct
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,6 +35,9 @@ _IPV6_GROUP: Final = "ff02::fb"
 _TTL: Final = 255  # section 11
 _MAX_ADDRESSES: Final = 4  # of one interface to ask from: a responder answers only its own subnet
 _RECEIVE_BUFFER_BYTES: Final = 1024 * 1024
+#: linux/in.h and in6.h, from Linux 2.6.31 and 4.20 on; Python has no names for them.
+_IP_MULTICAST_ALL: Final = 49
+_IPV6_MULTICAST_ALL: Final = 29
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +105,6 @@ def _opened(
     try:
         sock.setblocking(False)
         sock.setsockopt(plain_socket.SOL_SOCKET, plain_socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
-        if is_shared:
-            sock.setsockopt(plain_socket.SOL_SOCKET, plain_socket.SO_REUSEADDR, 1)
-            sock.setsockopt(plain_socket.SOL_SOCKET, plain_socket.SO_REUSEPORT, 1)
         prepare(sock)
     except OSError:
         sock.close()
@@ -122,7 +126,7 @@ def _join_ipv4(address: str) -> Callable[[Any], None]:
     def prepare(sock: Any) -> None:  # noqa: ANN401
         _ask_from_ipv4(sock, address)
         # To the group and not to every address: unicast to port 5353 is for a responder that lives here.
-        sock.bind((_IPV4_GROUP, _PORT))
+        _bind_shared(sock, (_IPV4_GROUP, _PORT))
         group = plain_socket.inet_aton(_IPV4_GROUP) + plain_socket.inet_aton(address)
         sock.setsockopt(plain_socket.IPPROTO_IP, plain_socket.IP_ADD_MEMBERSHIP, group)
 
@@ -130,6 +134,7 @@ def _join_ipv4(address: str) -> Callable[[Any], None]:
 
 
 def _ask_from_ipv4(sock: Any, address: str) -> None:  # noqa: ANN401
+    _hear_what_was_joined(sock, plain_socket.IPPROTO_IP, _IP_MULTICAST_ALL)
     sock.setsockopt(plain_socket.IPPROTO_IP, plain_socket.IP_MULTICAST_IF, plain_socket.inet_aton(address))
     sock.setsockopt(plain_socket.IPPROTO_IP, plain_socket.IP_MULTICAST_TTL, _TTL)
 
@@ -145,7 +150,7 @@ def _bind_ipv6(index: int) -> Callable[[Any], None]:
 def _join_ipv6(index: int) -> Callable[[Any], None]:
     def prepare(sock: Any) -> None:  # noqa: ANN401
         _ask_from_ipv6(sock, index)
-        sock.bind((_IPV6_GROUP, _PORT, 0, index))
+        _bind_shared(sock, (_IPV6_GROUP, _PORT, 0, index))
         group = plain_socket.inet_pton(plain_socket.AF_INET6, _IPV6_GROUP) + struct.pack("@I", index)
         sock.setsockopt(plain_socket.IPPROTO_IPV6, plain_socket.IPV6_JOIN_GROUP, group)
 
@@ -153,6 +158,26 @@ def _join_ipv6(index: int) -> Callable[[Any], None]:
 
 
 def _ask_from_ipv6(sock: Any, index: int) -> None:  # noqa: ANN401
+    _hear_what_was_joined(sock, plain_socket.IPPROTO_IPV6, _IPV6_MULTICAST_ALL)
     sock.setsockopt(plain_socket.IPPROTO_IPV6, plain_socket.IPV6_V6ONLY, 1)
     sock.setsockopt(plain_socket.IPPROTO_IPV6, plain_socket.IPV6_MULTICAST_IF, index)
     sock.setsockopt(plain_socket.IPPROTO_IPV6, plain_socket.IPV6_MULTICAST_HOPS, _TTL)
+
+
+def _bind_shared(sock: Any, address: tuple[Any, ...]) -> None:  # noqa: ANN401
+    sock.setsockopt(plain_socket.SOL_SOCKET, plain_socket.SO_REUSEADDR, 1)
+    if sys.platform == "linux":
+        # SO_REUSEADDR is enough there, beside whoever has set it too. Sockets with SO_REUSEPORT are one group, of which
+        # Linux 6.18 was seen to give a packet that is for one of them alone to another.
+        with contextlib.suppress(OSError):
+            sock.bind(address)
+            return
+    sock.setsockopt(plain_socket.SOL_SOCKET, plain_socket.SO_REUSEPORT, 1)
+    sock.bind(address)
+
+
+def _hear_what_was_joined(sock: Any, level: int, option: int) -> None:  # noqa: ANN401
+    # Where it cannot be said it is the custom, or there is nothing to be done about it.
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            sock.setsockopt(level, option, 0)

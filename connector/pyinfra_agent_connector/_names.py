@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from pyinfra_agent_protocol import DEFAULT_PORT
@@ -60,11 +60,13 @@ class AgentName:
         host: for AGENT a lower-case name or an address in its canonical text, without brackets; for ZONE the zone;
             for NETWORK the network as ADDRESS/BITS; otherwise empty.
         port: for AGENT a TCP port; otherwise 0.
+        has_port: the text says which. `web1` and `web1:7963` are equal all the same: they are one agent.
     """
 
     kind: NameKind
     host: str = ""
     port: int = 0
+    has_port: bool = field(default=False, compare=False)
 
 
 _RESERVED: Final = {
@@ -96,7 +98,8 @@ def parse_agent_name(text: str | None) -> AgentName:
     if "/" in text:
         return AgentName(NameKind.NETWORK, _network(text))
     host, port = _split_port(text)
-    return AgentName(NameKind.AGENT, _host(text, host), port)
+    said = DEFAULT_PORT if port is None else port
+    return AgentName(NameKind.AGENT, _host(text, host), said, port is not None)
 
 
 def pin_name(host: str, port: int) -> str:
@@ -124,20 +127,20 @@ def parse_pin_name(text: str) -> str:
     return pin_name(name.host, name.port)
 
 
-def _split_port(text: str) -> tuple[str, int]:
+def _split_port(text: str) -> tuple[str, int | None]:
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or ":" not in host:
             raise _bad(text, "brackets hold an IPv6 address: write [2001:db8::1]:7963")
         if not rest:
-            return host, DEFAULT_PORT
+            return host, None
         if not rest.startswith(":"):
             raise _bad(text, "only :PORT may follow the bracket: write [2001:db8::1]:7963")
         return host, _port(text, rest[1:])
     if text.count(":") > 1:  # an IPv6 address without brackets cannot carry a port
-        return text, DEFAULT_PORT
+        return text, None
     host, colon, port = text.partition(":")
-    return host, _port(text, port) if colon else DEFAULT_PORT
+    return host, _port(text, port) if colon else None
 
 
 def _port(text: str, digits: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import gevent
@@ -26,7 +27,8 @@ from ._trust import KNOWN_AGENTS_FILE
 from ._zone import ZoneError, browse_zone
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from ._announced import Announced
     from ._interfaces import IpNetwork
@@ -55,35 +57,44 @@ def resolve_selector(
     """
     try:
         name = parse_agent_name(selector)
-        pins = KnownAgents(agent_home(home) / KNOWN_AGENTS_FILE).pins()
-        return _SEARCHES[name.kind](name, pins, progress)
+        place = agent_home(home)
+        trusted = _Trusted(place, KnownAgents(place / KNOWN_AGENTS_FILE).pins())
+        return _SEARCHES[name.kind](name, trusted, progress)
     except (BadAgentName, UntrustedAgent, ZoneError, TooManyAddresses, ValueError) as error:
         raise InventoryError(str(error)) from None
 
 
-def _search_one(name: AgentName, pins: dict[str, Pin], progress: _Progress) -> Selection:
+@dataclass(frozen=True, slots=True)
+class _Trusted:
+    """Whom the user trusts: the directory in which that stands, and the pins of known_agents."""
+
+    home: Path
+    pins: Mapping[str, Pin]
+
+
+def _search_one(name: AgentName, trusted: _Trusted, progress: _Progress) -> Selection:
     return Selection((FoundAgent(name.host, name.port, ""),), (), "")
 
 
-def _search_links(name: AgentName, pins: dict[str, Pin], progress: _Progress) -> Selection:
+def _search_links(name: AgentName, trusted: _Trusted, progress: _Progress) -> Selection:
     browsed = browse()
     candidates = [_candidate(one, one.addresses[0]) for one in browsed.agents if one.addresses]
-    return _selection(candidates, browsed.agents, pins, _asked(browsed), _networks(browsed.interfaces))
+    return _selection(candidates, browsed.agents, trusted, _asked(browsed), _networks(browsed.interfaces))
 
 
-def _search_subnet(name: AgentName, pins: dict[str, Pin], progress: _Progress) -> Selection:
+def _search_subnet(name: AgentName, trusted: _Trusted, progress: _Progress) -> Selection:
     browsed = browse()
     networks = _networks(browsed.interfaces)
     inside = _inside(browsed.agents, networks)
-    return _selection(inside, browsed.agents, pins, f"{_asked(browsed)}, inside these networks", networks)
+    return _selection(inside, browsed.agents, trusted, f"{_asked(browsed)}, inside these networks", networks)
 
 
-def _search_network(name: AgentName, pins: dict[str, Pin], progress: _Progress) -> Selection:
+def _search_network(name: AgentName, trusted: _Trusted, progress: _Progress) -> Selection:
     network = ipaddress.ip_network(name.host)
     if isinstance(network, ipaddress.IPv6Network):
         browsed = browse()
         searched = f"{_asked(browsed)}; addresses of IPv6 networks are too many to be tried"
-        return _selection(_inside(browsed.agents, [network]), browsed.agents, pins, searched, [network])
+        return _selection(_inside(browsed.agents, [network]), browsed.agents, trusted, searched, [network])
     count_addresses(network)  # refuses before anybody is asked
     is_attached = any(own.overlaps(network) for own in _networks(interfaces()) if own.version == 4)
     # Multicast and knocking at once; multicast knows nothing about a network behind a router.
@@ -92,23 +103,23 @@ def _search_network(name: AgentName, pins: dict[str, Pin], progress: _Progress) 
     browsed = asking.get() if asking is not None else Browsed((), (), 0.0)
     searched = f"knocked on port {DEFAULT_PORT} of {swept}" + (f"; {_asked(browsed)}" if is_attached else "")
     candidates = _with_keys(_inside(browsed.agents, [network]), swept)
-    return _selection(candidates, browsed.agents, pins, searched, [network])
+    return _selection(candidates, browsed.agents, trusted, searched, [network])
 
 
-def _search_zone(name: AgentName, pins: dict[str, Pin], progress: _Progress) -> Selection:
+def _search_zone(name: AgentName, trusted: _Trusted, progress: _Progress) -> Selection:
     where = f"dns:{name.host}"
     zoned = browse_zone(name.host)
     candidates = [_candidate(one, one.server, where) for one in zoned.agents if _is_host(one.server)]
     searched = f"asked {', '.join(zoned.servers)} for {name.host}"
-    return _selection(candidates, zoned.agents, pins, searched, [where])
+    return _selection(candidates, zoned.agents, trusted, searched, [where])
 
 
-def _search_known(name: AgentName, pins: dict[str, Pin], progress: _Progress) -> Selection:
+def _search_known(name: AgentName, trusted: _Trusted, progress: _Progress) -> Selection:
     agents = []
-    for pinned, pin in pins.items():
+    for pinned, pin in trusted.pins.items():
         parsed = parse_agent_name(pinned)
         agents.append(FoundAgent(parsed.host, parsed.port, "", None, pin.key, short_name(pinned), True))
-    return Selection(tuple(agents), (), f"read {agent_home() / KNOWN_AGENTS_FILE}, which pins {len(agents)}")
+    return Selection(tuple(agents), (), f"read {trusted.home / KNOWN_AGENTS_FILE}, which pins {len(agents)}")
 
 
 _SEARCHES: Final = {
@@ -174,14 +185,14 @@ def _probed(probed: Probed, found_by: str = "probe", announced: Announced | None
 def _selection(
     candidates: list[FoundAgent],
     heard: Iterable[Announced],
-    pins: dict[str, Pin],
+    trusted: _Trusted,
     searched: str,
     places: Iterable[IpNetwork | str],
 ) -> Selection:
     useless = tuple(one for one in heard if one.problem)
     usable = [one for one in candidates if one.announced is None or not one.announced.problem]
-    certified, refused = with_certificates(usable, authorities_of(agent_home()))
-    agents, warnings = named(certified, pins)
+    certified, refused = with_certificates(usable, authorities_of(trusted.home))
+    agents, warnings = named(certified, trusted.pins)
     passed = tuple(f"{one.instance} on {one.heard_on} is passed over: {one.problem}" for one in useless)
     where = {one.name: _place(one, places) for one in agents}
     missing = _missing(agents, {str(place) for place in places})

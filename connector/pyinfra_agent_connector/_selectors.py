@@ -100,7 +100,7 @@ def _parsed(selector: str | None) -> AgentName:
 def _typed(name: AgentName, text: str) -> FoundAgent:
     if name.kind is NameKind.LOOPBACK:
         return FoundAgent("", 0, "", name="loopback")
-    return FoundAgent(name.host, name.port, "", name=text)
+    return FoundAgent(name.host, name.port, "", name=text, is_port_guessed=not name.has_port)
 
 
 def _advice(name: AgentName) -> str:

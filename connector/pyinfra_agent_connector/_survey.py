@@ -10,6 +10,8 @@ from gevent.pool import Pool
 from pyinfra_agent_protocol import DEFAULT_PORT
 from pyinfra_agent_protocol.keys import fingerprint
 
+from ._authorities import authorities_of
+from ._certified import certified_as
 from ._errors import one_line
 from ._found import address_name
 from ._identity import agent_home
@@ -26,13 +28,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ._announced import Announced
+    from ._authorities import Authorities
     from ._found import FoundAgent, Selection
     from ._known import Pin
     from ._seen import Seen
 
-__all__ = ["CHANGED", "NEW", "PINNED", "Absent", "Present", "Survey", "is_loopback", "survey", "why_not"]
+__all__ = ["CERTIFIED", "CHANGED", "NEW", "PINNED", "Absent", "Present", "Survey", "is_loopback", "survey", "why_not"]
 
 PINNED: Final = "pinned"
+CERTIFIED: Final = "certified"
 CHANGED: Final = "changed"
 NEW: Final = "new"
 
@@ -51,11 +55,12 @@ class Present:
         name: what stands after `@agent/`.
         address: it was found at; in a DNS zone a name.
         port: TCP port.
-        groups: that it says it belongs to.
+        groups: the certified ones, else those that it says it belongs to.
         os: in its own words; "" if it does not say, as with the next two.
         arch: of its processor.
         version: of its software.
-        key: `pinned`, `changed` (another one is pinned for this name) or `new`; "" if it did not prove one.
+        key: `pinned`, `changed` (another one is pinned for this name), `certified` (by an authority of the user's) or
+            `new`; "" if it did not prove one.
         fingerprint: of the key that it proved, else of the one that it announces.
         round_trip_seconds: to it and back; 0.0 if it did not answer.
         found_by: `mdns`, `probe` or `dns:ZONE`; "" where its name was given.
@@ -148,9 +153,11 @@ def survey(
         ValueError: as `browse_seconds`.
     """
     selection = resolve_selector(selector, home=home, progress=progress)
-    pins = KnownAgents(agent_home(home) / KNOWN_AGENTS_FILE).pins()
+    place = agent_home(home)
+    pins = KnownAgents(place / KNOWN_AGENTS_FILE).pins()
+    authorities = authorities_of(place)
     pool = Pool(_AT_ONCE)
-    agents = pool.map(lambda one: _present(_named_by_user(one), pins), selection.agents)
+    agents = pool.map(lambda one: _present(one, pins, authorities), selection.agents)
     absent = pool.map(_absent, selection.missing)
     useless = [_passed_over(one) for one in selection.passed_over]
     searched = selection.searched or _asked_for(selection)
@@ -184,19 +191,28 @@ def _named_by_user(one: FoundAgent) -> FoundAgent:
     return replace(one, name=name)
 
 
-def _present(one: FoundAgent, pins: Mapping[str, Pin]) -> Present:
+def _present(found: FoundAgent, pins: Mapping[str, Pin], authorities: Authorities) -> Present:
+    one = _named_by_user(found)
     version = one.announced.advert.software if one.announced is not None and one.announced.advert is not None else ""
-    key, seconds, problem = one.key, one.seconds, ""
+    # Whom the user has named, nobody has asked yet; the key is the one that is pinned.
+    key, seconds, problem, refusal = one.key if found.found_by else b"", one.seconds, "", ""
     if not key:
-        found = probe(one.host, one.port)
-        key, seconds, problem = found.key, found.seconds, _reason(found)
-        version = found.version or version
+        probed = probe(one.host, one.port)
+        key, seconds, problem = probed.key, probed.seconds, _reason(probed)
+        version = probed.version or version
+        if key and not found.found_by:
+            # Others were asked when they were found. This one was named, and connecting will ask for that name.
+            one = replace(one, key=key, certificate=probed.certificate)
+            certified, refusal = certified_as(found.host, one, authorities)
+            one = replace(one, certified=certified)
     announced = one.announced.fingerprint if one.announced is not None else ""
     if key and announced and fingerprint(key) != announced:
         problem = (
             f"it announces the key {announced} and has another: somebody copied an announcement, or answers for it"
         )
     status = _status(one, key, pins) if key else ""
+    if status == NEW:
+        problem = problem or refusal
     if status == CHANGED:
         problem = (
             problem or f"another key is pinned for {_claimed(one)}: was it installed anew, or is it somebody else?"
@@ -232,7 +248,7 @@ def _status(one: FoundAgent, key: bytes, pins: Mapping[str, Pin]) -> str:
             continue
         if pin is not None:
             return PINNED if pin.key == key else CHANGED
-    return NEW
+    return CERTIFIED if one.certified is not None else NEW
 
 
 def _absent(seen: Seen) -> Absent:

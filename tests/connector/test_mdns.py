@@ -52,13 +52,16 @@ def message(parts):
 
 
 class Neighbours:
-    """Stands for a socket on a link: *answer(query, number)* returns packets, each with its source."""
+    """Stands for a socket on a link.
 
-    is_shared = False
+    *answer(query, number)* returns packets, each with its source and, if it does not come at once, after what time.
+    """
+
     interface = ETH0
 
-    def __init__(self, answer):
+    def __init__(self, answer, is_shared=False):
         self._answer = answer
+        self.is_shared = is_shared
         self.sock, self.bell = socket.socketpair()
         self.sock.setblocking(False)
         self.waiting = []
@@ -66,10 +69,16 @@ class Neighbours:
 
     def send(self, packet):
         self.queries.append(dns.message.from_wire(packet))
-        for one in self._answer(self.queries[-1], len(self.queries)):
-            if not self.waiting:
-                self.bell.send(b"!")
-            self.waiting.append(one)
+        for data, source, *seconds in self._answer(self.queries[-1], len(self.queries)):
+            if seconds:
+                gevent.spawn_later(seconds[0], self._hear, data, source)
+            else:
+                self._hear(data, source)
+
+    def _hear(self, *packet):
+        if not self.waiting:
+            self.bell.send(b"!")
+        self.waiting.append(packet)
 
     def receive(self):
         if not self.waiting:
@@ -84,8 +93,8 @@ def look(monkeypatch):
     """Return a function that looks around among neighbours who answer as they are told."""
     opened = []
 
-    def look(answer, seconds=3.0):
-        neighbours = Neighbours(answer)
+    def look(answer, seconds=3.0, **options):
+        neighbours = Neighbours(answer, **options)
         monkeypatch.setattr(_mdns, "interfaces", lambda: (ETH0,))
         monkeypatch.setattr(_mdns, "open_sockets", lambda interface: [neighbours])
         opened.append(neighbours)
@@ -139,6 +148,30 @@ def test_browse_goes_on_while_something_new_is_heard(look):
     found, _ = look(answer)
     assert len(found.agents) == 6
     assert found.seconds > 0.9
+
+
+def test_browse_that_hears_only_what_is_said_to_all_waits_for_those_who_have_just_spoken(look):
+    """They may say it to all once a second only, and somebody else may have asked just before."""
+
+    def answer(query, number):
+        late = [(message(records(b"late", *WHOLE)), "192.0.2.2", 1.3)]
+        return [(message(records(b"web1", *WHOLE)), "192.0.2.1"), *late] if number == 1 else []
+
+    found, _ = look(answer, is_shared=True)
+    assert [agent.instance for agent in found.agents] == ["late", "web1"]
+    assert 1.5 <= found.seconds < 2.6
+
+
+def test_browse_in_a_process_that_gets_no_processor_gives_others_time_to_answer(look):
+    """The repetitions that were due meanwhile do not come all at once."""
+
+    def answer(query, number):
+        if number == 1:
+            time.sleep(0.7)
+            return [(message(records(b"web1", *WHOLE)), "192.0.2.1")]
+        return [(message(records(b"web2", *WHOLE)), "192.0.2.2", 0.1)]
+
+    assert [agent.instance for agent in look(answer)[0].agents] == ["web1", "web2"]
 
 
 def test_browse_listens_to_the_end_where_nobody_answers(look):

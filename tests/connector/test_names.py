@@ -51,6 +51,22 @@ def test_parse_agent_name_tells_each_form_apart(text, expected):
 
 
 @pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("web1", False),
+        ("web1:7963", True),
+        ("2001:db8::1", False),
+        ("[2001:db8::1]", False),
+        ("[2001:db8::1]:7963", True),
+        ("known:7963", True),
+    ],
+)
+def test_agent_name_tells_whether_it_says_the_port(text, says):
+    """Also the usual one; with it and without it is the same agent."""
+    assert parse_agent_name(text).has_port == says
+
+
+@pytest.mark.parametrize(
     ("text", "remedy"),
     [
         ("web1:0", "from 1 to 65535"),

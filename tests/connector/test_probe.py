@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import os
 import resource
+import socket
+import threading
 import time
 
 import gevent
@@ -85,6 +87,25 @@ def test_probe_of_one_that_never_answers_ends():
         began = time.monotonic()
         assert probe(LOCALHOST, peer.port, seconds=0.2).outcome is not Outcome.AGENT
         assert time.monotonic() - began < 1
+
+
+def test_probe_that_was_connected_too_late_for_itself_lets_the_agent_answer():
+    """As where thousands are at once, or the machine is busy with something else."""
+    with socket.create_server((LOCALHOST, 0)) as server:
+
+        def answer():
+            responder = Responder(KeyPair.generate(), b"\x80")
+            with server.accept()[0] as sock:
+                while not (reply := responder.data_to_send()):
+                    responder.receive_data(sock.recv(4096) or b"gone")
+                sock.sendall(reply)
+                sock.recv(1)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        gevent.spawn(time.sleep, 1.0)  # runs when the probe waits for its connection
+        assert probe(LOCALHOST, server.getsockname()[1], seconds=0.6).outcome is Outcome.AGENT
+        thread.join()
 
 
 def test_sweep_tries_every_address_once():

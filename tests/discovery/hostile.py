@@ -1,4 +1,4 @@
-"""A program: answers questions for agents as an attacker would, until it is killed.
+"""A program: answers questions for agents as an attacker would, until it is killed. It says when it begins.
 
 hostile.py ATTACK SOURCE_ADDRESS [SOURCE_PORT]
 """
@@ -91,6 +91,7 @@ def main():
     mouth.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     mouth.bind((source, port))
     mouth.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(near))
+    print("ready", flush=True)
     while True:
         _, asker = ears.recvfrom(9000)
         for packet in globals()[attack]():

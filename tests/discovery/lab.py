@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -44,6 +44,19 @@ class Namespace:
 
     def start(self, *command, **options):
         return subprocess.Popen([*self.prefix, *command], **options)
+
+    @contextmanager
+    def attacked(self, attack, *source):
+        """Let hostile.py do that from its *source*, an address and perhaps a port, as long as it lasts."""
+        words = (sys.executable, str(HERE / "hostile.py"), attack, *source)
+        process = self.start(*words, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
 
     def firewall(self, *rules):
         """Filter what comes in by nftables *rules*."""

@@ -10,15 +10,23 @@ import resource
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
+
+
+def waited_seconds():
+    """Return how long this process was ready to run, and the processors were with others (proc_pid_schedstat)."""
+    return int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
 
 
 def browse():
     from pyinfra_agent_connector._mdns import browse
 
+    before = waited_seconds()
     browsed = browse()
     return {
         "agents": [asdict(agent) for agent in browsed.agents],
         "seconds": browsed.seconds,
+        "waited_seconds": waited_seconds() - before,
         "interfaces": [interface.name for interface in browsed.interfaces],
     }
 
@@ -36,6 +44,7 @@ def sweep(network, port, *attached):
     from pyinfra_agent_connector._probe import sweep
 
     progress = []
+    before = waited_seconds()
     swept = sweep(
         ipaddress.IPv4Network(network),
         int(port),
@@ -46,6 +55,7 @@ def sweep(network, port, *attached):
         "agents": [[probed.address, probed.key.hex()] for probed in swept.agents],
         "counts": {outcome.name: count for outcome, count in swept.counts.items()},
         "seconds": swept.seconds,
+        "waited_seconds": waited_seconds() - before,
         "progress": progress,
         "limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
     }
@@ -54,6 +64,7 @@ def sweep(network, port, *attached):
 def browse_zone(zone, *servers):
     from pyinfra_agent_connector._zone import ZoneError, browse_zone
 
+    before = waited_seconds()
     try:
         zoned = browse_zone(zone, servers=servers or None)
     except ZoneError as error:
@@ -61,6 +72,7 @@ def browse_zone(zone, *servers):
     return {
         "agents": [asdict(agent) for agent in zoned.agents],
         "seconds": zoned.seconds,
+        "waited_seconds": waited_seconds() - before,
         "servers": zoned.servers,
     }
 

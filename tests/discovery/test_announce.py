@@ -136,7 +136,7 @@ def test_agent_says_goodbye_when_it_stops(lab, machine, serving):
         text=True,
         env={"PYTHONPATH": str(HERE.parents[1])},
     )
-    time.sleep(1.0)
+    eventually(lambda: ":5353" in lab.controller.run("ss", "-Hulpn").stdout, 20, "somebody who listens")
     began = time.monotonic()
     assert agent.stop() == 0
     assert time.monotonic() - began < 2
@@ -165,12 +165,8 @@ def test_agent_beside_a_hostile_neighbour_stays_small_and_serves(lab, machine, s
     agent = serving(machine, "web1")
     agent.says("announced")
     before = agent.kib
-    hostile = lab.controller.start(sys.executable, str(HERE / "hostile.py"), attack, "192.0.2.66")
-    try:
+    with lab.controller.attacked(attack, "192.0.2.66"):
         time.sleep(3)
-    finally:
-        hostile.kill()
-        hostile.wait()
     eventually(
         lambda: lab.looked("sweep", f"{ADDRESS}/32", str(AGENT_PORT))["agents"] == [[ADDRESS, agent.key.hex()]], 10
     )

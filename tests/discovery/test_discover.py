@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import queue
 import signal
-import sys
 import threading
 import time
 
 import pytest
 
 from pyinfra_agent_protocol.keys import KeyPair, fingerprint, format_public
-from tests.discovery.lab import AGENT_PORT, HERE, Lab, agent
+from tests.discovery.lab import AGENT_PORT, Lab, agent
 from tests.discovery.serving import Serving
 from tests.e2e.helpers import AGENT, clean_environment
+from tests.trust_e2e.helpers import FleetKey
 
 CONTROLLER = "192.0.2.1"
 ADDRESSES = [f"192.0.2.{number}" for number in range(2, 9)]
@@ -179,6 +179,30 @@ def test_discover_looks_for_one_agent_by_its_name_and_address(two, user):
     assert names == {"web1", DB}
 
 
+def test_discover_shows_who_is_certified(two, late, user, tmp_path):
+    """By an authority of the user's: announced, knocked at, or asked for by the name that the certificate has."""
+    fleet, one = FleetKey(tmp_path / "fleet"), late()
+    fleet.certify(one, "late", key=one.key_line)
+    (user.home / "authorities").write_text(f"{fleet.line}\n")
+    user.pin(web1=two[0].key_line)
+    everybody = {"db1": "new", "late": "certified", "web1": "pinned"}
+    assert {each["name"]: each["key"] for each in user.found()["agents"]} == everybody
+    assert {each["name"]: each["key"] for each in user.found("192.0.2.0/29")["agents"]} == everybody
+    (found,) = user.found("late")["agents"]
+    assert (found["key"], found["address"], found["problem"]) == ("certified", ADDRESSES[2], "")
+    (found,) = user.found(ADDRESSES[2], status=NONE)["agents"]
+    assert found["key"] == "new"
+    assert "late" in found["problem"]
+    assert [line.split()[-3] for line in user.discover().stdout.splitlines()[1:]] == ["new", "certified", "pinned"]
+
+
+def test_discover_asks_those_who_are_known(two, user):
+    user.pin(**{WEB: two[0].key_line, DB: two[0].key_line, ADDRESSES[6]: two[1].key_line})
+    found = {one["name"]: one for one in user.found("known", status=AMISS)["agents"]}
+    assert {name: one["key"] for name, one in found.items()} == {WEB: "pinned", DB: "changed", ADDRESSES[6]: ""}
+    assert "port closed" in found[ADDRESSES[6]]["problem"]
+
+
 def test_discover_says_why_an_announced_agent_cannot_be_used(lab, machine, two, user, serving):
     """Nothing listens there; it speaks another version; it announces the key of somebody else."""
     web, _ = two
@@ -201,13 +225,8 @@ def test_discover_says_why_an_announced_agent_cannot_be_used(lab, machine, two, 
 
 
 def test_discover_shows_nothing_that_moves_a_terminal(machine, two, user):
-    hostile = machine.start(sys.executable, str(HERE / "hostile.py"), "terminal", ADDRESSES[5])
-    try:
-        time.sleep(0.3)
+    with machine.attacked("terminal", ADDRESSES[5]):
         done = user.discover(status=None)
-    finally:
-        hostile.kill()
-        hostile.wait()
     assert "web1" in done.stdout
     assert "".join((done.stdout + done.stderr).split()).isprintable()
 

@@ -26,7 +26,7 @@ def test_zone_of_five_thousand_agents_is_browsed_in_under_two_seconds(lab, tmp_p
     assert len(found["agents"]) == AGENTS
     assert not any(one["problem"] for one in found["agents"])
     assert found["agents"][7]["server"].endswith(f".{ZONE}")
-    assert found["seconds"] < 2
+    assert found["seconds"] - found["waited_seconds"] < 2
 
 
 def test_zone_whose_answer_fits_no_datagram_is_asked_by_tcp(lab, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyinfra_agent_protocol import _constants, _constants_link, _digest, _messages, keys
+from pyinfra_agent_protocol import _constants, _constants_link, _digest, _messages, advert, keys
 from pyinfra_agent_protocol._digest import Digest
 from pyinfra_agent_protocol._frames import FrameType, encode_counter
 from pyinfra_agent_protocol._handshake import encode_denied, encode_goodbye, encode_welcome
@@ -30,6 +30,7 @@ from pyinfra_agent_protocol._messages import (
 )
 from pyinfra_agent_protocol._noise import KeyPair, Suite
 from pyinfra_agent_protocol._session import Session, Side
+from pyinfra_agent_protocol.advert import Advert, BadAdvert, parse_advert
 from tests.protocol.helpers import Wire, frame
 
 SPEC = (Path(__file__).parents[2] / "protocol" / "SPEC.md").read_text()
@@ -258,6 +259,79 @@ def test_every_frame_type_stands_in_the_table():
     assert {name: int(number) for number, name in rows} == {kind.name: kind.value for kind in FrameType}
 
 
+# --- discovery ---
+
+SHOWN_ADVERT = Advert(keys.fingerprint(CONTROLLER.public), ("web", "db"), software="1.0")
+
+
+def test_advert_is_shown_as_the_code_writes_it():
+    strings = [string.decode() for string in SHOWN_ADVERT.strings()]
+    assert f"TXT   {' '.join(strings)}\n" in section(17)
+    assert f"service type is `{advert.SERVICE}`" in section(17)
+    assert f"at most {advert.MAX_ADVERT_BYTES} bytes in all" in section(17)
+
+
+def test_keys_of_an_advert_stand_in_the_table_with_their_defaults():
+    rows = re.findall(r"^\| `([a-z]+)` \| [^|\n]* \| (required|empty) \|$", section(17), re.MULTILINE)
+    full = Advert(SHOWN_ADVERT.fingerprint, ("web",), "Debian", "x86_64", "1.0")
+    values = dict(string.decode().split("=") for string in full.strings())
+    assert [key for key, _ in rows] == list(values)
+    for key, default in rows:
+        left = [f"{other}={value}".encode() for other, value in values.items() if other != key]
+        if default == "required":
+            with pytest.raises(BadAdvert):
+                parse_advert(left)
+        else:
+            bare = {"groups": (), "os": "", "arch": "", "software": ""}
+            name = {"sw": "software"}.get(key, key)
+            assert parse_advert(left) == dataclasses.replace(full, **{name: bare[name]})
+
+
+def test_reader_of_an_advert_ignores_and_passes_over_what_the_text_says():
+    first = [b"v=1", f"fp={SHOWN_ADVERT.fingerprint}".encode()]
+    read = parse_advert([b"V=1", *first[1:], b"new=x", b"flag", b"v=2", b"os=\x1b[2J", b"arch=" + b"x" * 65])
+    assert read == Advert(SHOWN_ADVERT.fingerprint)
+    groups = ",".join(["all", "-x", ".x", "x y", "g" * 65, *(f"g{number}" for number in range(40))]).encode()
+    assert parse_advert([*first, b"groups=" + groups]).groups == tuple(
+        f"g{number}" for number in range(advert.MAX_GROUPS)
+    )
+    for wrong in (
+        [first[0]],
+        first[1:],
+        [b"v=01", first[1]],
+        [b"v=1000", first[1]],
+        [b"v=0", first[1]],
+        [*first, *[b"x"] * 63],
+    ):
+        with pytest.raises(BadAdvert):
+            parse_advert(wrong)
+    assert parse_advert([*first, *[b"x"] * 62]).version == 1
+    text = section(17)
+    for limit in (f"at most {advert.MAX_GROUPS} inventory groups", f"at most {advert.MAX_WORD_CHARACTERS} characters"):
+        assert limit in text
+    assert "more than 64 strings" in text
+
+
+def test_names_of_an_agent_are_those_that_it_announces_and_registers(monkeypatch):
+    """Its own package makes them; this one announces nothing."""
+    pytest.importorskip("zeroconf")
+    announce = pytest.importorskip("pyinfra_agent._announce")
+    profile = pytest.importorskip("pyinfra_agent._profile")
+    register = pytest.importorskip("pyinfra_agent._register")
+    one = profile.Profile("web1", _constants.DEFAULT_PORT, SHOWN_ADVERT)
+    service = announce.Responder(one)._service("web1", ())
+    text = section(17)
+    assert f"{service.name.rstrip('.')}     SRV   0 0 {service.port} {service.server.rstrip('.')}\n" in text
+    assert f"`web1.{register._HOSTS}` in the zone" in text
+    assert f"{register.TTL_SECONDS} seconds" in text
+    assert f"about every {register.REFRESH_SECONDS:g} seconds" in text
+    assert [*one.names()][:3] == ["web1", "web1-2", "web1-3"]
+    assert "at most 48 characters" in text
+    for host, name in (("Web_1..example", "web-1"), ("-" * 60, "agent"), ("a" * 60, "a" * 48)):
+        monkeypatch.setattr(profile.socket, "gethostname", lambda host=host: host)
+        assert profile.machine_name() == name
+
+
 # --- numbers ---
 
 NAMES = (
@@ -300,6 +374,7 @@ SPECIFIED = {
     "digest": f"CRC-32, {amount('DIGEST')} bytes, over {amount('DIGEST_WHOLE_BYTES')} bytes"
     f" and every {amount('DIGEST_STRIDE')}st behind them",
     "certificate": f"{amount('CERTIFICATE_MAX_BYTES')} bytes",
+    "advert": f"{advert.MAX_ADVERT_BYTES} bytes",
     "unacknowledged bytes that a sender must allow itself": f"{2 * _constants.ACK_EVERY_BYTES // 2**20} MiB",
     "channel identifier": "1 to 2^32 − 1",  # noqa: RUF001 - a minus sign, as the text has it
     # Bounds of fields: test_messages has an edge for each.
