@@ -108,6 +108,8 @@ class _Run:
         self._process = process
         self._request = request
         self._reason = "exited"
+        self._nursery: trio.Nursery | None = None
+        self._alone = trio.CancelScope()
         self._outputs = trio.CancelScope()
         self._is_over = False
         self._tree_ended = trio.Event()
@@ -126,32 +128,47 @@ class _Run:
         return SavedRun(self._process.export(descriptors), left if left < math.inf else None, self._reason)
 
     async def until_over(self, first_input: bytes) -> ExecResult:
-        """Run to the end.  A plain command needs no task beside this one: each takes a short one's time."""
-        process, channel, request = self._process, self._channel, self._request
+        """Run to the end.
+
+        A plain command has nothing but outputs, and needs no task beside this one: each takes a short one's time, and
+        so does a nursery. If it is to be ended after all, it is one of the others from then on.
+        """
+        channel, request = self._channel, self._request
         try:
-            async with trio.open_nursery() as self._nursery:
-                channel.listen(self._control)
-                channel.when_cancelled(self._on_cancel)
-                channel.when_forsaken(self._on_forsaken)
-                if request.stdin:
-                    self._nursery.start_soon(self._feed, first_input)
-                if self._reason != "exited":
-                    self._nursery.start_soon(self._finish_tree)
-                elif self._deadline < math.inf:
-                    self._nursery.start_soon(self._expire)
-                with self._outputs:
-                    await channel.send_unsent()
-                    while (output := await process.read(_READ_BYTES)) is not None:
-                        stream, data = output
-                        await channel.send(data, stream)
-                self._is_over = True
-                if self._reason != "exited":
-                    await self._tree_ended.wait()  # what it started has its grace, though its main process is gone
-                self._nursery.cancel_scope.cancel()
+            channel.listen(self._control)
+            channel.when_cancelled(self._on_cancel)
+            channel.when_forsaken(self._on_forsaken)
+            if not request.stdin and self._deadline == math.inf and self._reason == "exited":
+                with self._alone:
+                    await self._send_outputs()
+                    self._is_over = True
+            if not self._is_over or self._reason != "exited":
+                await self._until_over_with_others(first_input)
             return self._result()
         finally:
             if not channel.is_handed_over:
-                process.abandon()
+                self._process.abandon()
+
+    async def _until_over_with_others(self, first_input: bytes) -> None:
+        async with trio.open_nursery() as self._nursery:
+            if self._request.stdin:
+                self._nursery.start_soon(self._feed, first_input)
+            if self._reason != "exited":
+                self._nursery.start_soon(self._finish_tree)
+            elif self._deadline < math.inf:
+                self._nursery.start_soon(self._expire)
+            with self._outputs:
+                await self._send_outputs()
+            self._is_over = True
+            if self._reason != "exited":
+                await self._tree_ended.wait()  # what it started has its grace, though its main process is gone
+            self._nursery.cancel_scope.cancel()
+
+    async def _send_outputs(self) -> None:
+        await self._channel.send_unsent()
+        while (output := await self._process.read(_READ_BYTES)) is not None:
+            stream, data = output
+            await self._channel.send(data, stream)
 
     def _result(self) -> ExecResult:
         ended = self._process.exit
@@ -188,12 +205,17 @@ class _Run:
 
     def _on_cancel(self) -> None:
         # A lost session is not a cancelled one: its commands live on for as long as they may.
-        if not self._channel.session_ended and not self._is_over:
-            self._nursery.start_soon(self._end_tree, "cancelled")
+        if not self._channel.session_ended:
+            self._on_forsaken()
 
     def _on_forsaken(self) -> None:
-        if not self._is_over:
+        if self._is_over:
+            return
+        if self._nursery is not None:
             self._nursery.start_soon(self._end_tree, "cancelled")
+        elif self._reason == "exited":
+            self._reason = "cancelled"
+            self._alone.cancel()
 
     async def _expire(self) -> None:
         await trio.sleep_until(self._deadline)

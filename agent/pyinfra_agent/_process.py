@@ -31,6 +31,7 @@ from pyinfra_agent._spawn import Child, Command, SpawnFailed, start_child
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from types import FrameType
 
     from pyinfra_agent._cgroup import Cgroup, CommandCgroups
     from pyinfra_agent._saved import Descriptors
@@ -162,12 +163,27 @@ class Supervisor:
             reaped += 1
 
     async def reap_orphans_forever(self) -> None:
-        """Reap orphans as they die. Runs in the main thread only, as trio's signal receivers do."""
-        with trio.open_signal_receiver(signal.SIGCHLD) as deaths:
-            self.reap_orphans()
-            async for _ in deaths:
+        """Reap orphans as they die. Runs in the main thread only, where alone Python handles signals."""
+        token, deaths = trio.lowlevel.current_trio_token(), trio.lowlevel.ParkingLot()
+
+        def look(number: int, frame: FrameType | None) -> None:
+            # Nearly always a command has ended, which its pidfd says as well: to wake this task for it, too, would take
+            # longer than all the rest of its end. One that is behind it is found when that is reaped.
+            try:
+                dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if dead is not None and dead.si_pid not in self._processes:
+                token.run_sync_soon(deaths.unpark_all, idempotent=True)
+
+        before = signal.signal(signal.SIGCHLD, look)
+        try:
+            while True:
                 if self.reap_orphans() and self._cgroups is not None:
                     self._cgroups.sweep()
+                await deaths.park()
+        finally:
+            signal.signal(signal.SIGCHLD, before)
 
     def _give_back(self, cgroup: Cgroup | None) -> None:
         if self._cgroups is not None and cgroup is not None:
@@ -195,7 +211,8 @@ class Process:
 
     # Most commands are short, and a task costs more than all the system calls of one. So the task that reads both
     # outputs also sees the exit: it waits on an epoll descriptor that holds all three. Only where somebody waits for
-    # the exit without reading does a task of its own do that.
+    # the exit without reading does a task of its own do that. And until the exit the writing ends of the outputs are
+    # kept open here: else each output's end would wake the agent once more, in the moment before the exit does.
 
     def __init__(self, supervisor: Supervisor, child: Child, cgroup: Cgroup | None, drain: Drain) -> None:
         self.pid = child.pid
@@ -216,6 +233,7 @@ class Process:
             number: stream for stream, number in enumerate((child.stdout, child.stderr)) if number is not None
         }
         self._terminal = child.stdout if child.has_terminal else None
+        self._held = child.held
         self._poll = select.epoll()
         for descriptor in self._outputs:
             self._poll.register(descriptor, select.EPOLLIN)
@@ -234,6 +252,7 @@ class Process:
 
     def export(self, descriptors: Descriptors) -> SavedProcess:
         """Return what an agent must know that takes this one's place. Nobody may read or write any more."""
+        self._let_outputs_end()
         outputs = {stream: number for number, stream in self._outputs.items()}
         stdout, stderr = outputs.get(0), outputs.get(1)
         stdin = None if self._has_terminal and stdout is None else self._stdin
@@ -306,15 +325,18 @@ class Process:
         if max_bytes < 1:
             raise ValueError("max_bytes must be at least 1")
         await trio.lowlevel.checkpoint_if_cancelled()
+        has_waited = False
         self._drain.charge()
         while not self._is_abandoned:
             found = self._read_last(max_bytes) if self._drain.is_spent else self._read_ready(max_bytes)
             if found is not None or self._is_over:
-                await trio.lowlevel.cancel_shielded_checkpoint()
+                if not has_waited:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
                 return found
             self._ready = [descriptor for descriptor, _ in self._poll.poll(0)]
             if not self._ready:
                 await self._wait_until_ready()
+                has_waited = True
         raise trio.ClosedResourceError("the command's output was abandoned")
 
     async def write_stdin(self, data: bytes | bytearray | memoryview) -> None:
@@ -414,6 +436,7 @@ class Process:
             return
         self._is_abandoned = True
         self._close_stdin()
+        self._let_outputs_end()
         self._watch()
         trio.lowlevel.notify_closing(self._poll)
         self._poll.close()
@@ -526,6 +549,7 @@ class Process:
         if self._supervisor._processes.get(self.pid) is self:
             del self._supervisor._processes[self.pid]
         self._tree.leader_reaped = True
+        self._let_outputs_end()
         self._drain.begin()
         self._exited.set()
         if self._is_watched:
@@ -535,6 +559,12 @@ class Process:
         if self._waiting is not None:
             self._waiting.deadline = self._deadline()
         self._finish()
+
+    def _let_outputs_end(self) -> None:
+        """From now on an output is at its end when nobody but us has it open any more."""
+        held, self._held = self._held, ()
+        for descriptor in held:
+            os.close(descriptor)
 
     def _ended(self) -> Exit | None:
         """Return how the main process ended, if it did."""

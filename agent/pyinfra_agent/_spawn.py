@@ -81,6 +81,9 @@ class Child:
 
     With a terminal `stdin` and `stdout` are one and the same descriptor, its master. What is over is None; none is so
     soon, but a command may come from an agent before this one.
+
+    `held` are the ends that the command writes to, kept open by us: as long as they are, its outputs are not at their
+    end. Whoever sees the command exit closes them.
     """
 
     pid: int
@@ -89,6 +92,7 @@ class Child:
     stdout: int | None
     stderr: int | None
     has_terminal: bool
+    held: tuple[int, ...] = ()
 
 
 class SpawnFailed(Exception):
@@ -149,8 +153,6 @@ def _start_with_pipes(command: Command, cgroup: Cgroup | None, on_failure: conte
     pid = _popen(command, cgroup, command.argv, command.env, childs_stdin, childs_stdout, childs_stderr)
     pidfd = _taken_up(pid, command)
     on_failure.pop_all()
-    os.close(childs_stdout)
-    os.close(childs_stderr)
     if stdin is not None:
         os.close(childs_stdin)
         os.set_blocking(stdin, False)
@@ -158,7 +160,7 @@ def _start_with_pipes(command: Command, cgroup: Cgroup | None, on_failure: conte
         os.set_blocking(descriptor, False)
     with contextlib.suppress(OSError):  # an ordinary user may have used up the pages that it gets for pipes
         fcntl.fcntl(stdout, fcntl.F_SETPIPE_SZ, _OUTPUT_PIPE_BYTES)
-    return Child(pid, pidfd, stdin, stdout, stderr, has_terminal=False)
+    return Child(pid, pidfd, stdin, stdout, stderr, has_terminal=False, held=(childs_stdout, childs_stderr))
 
 
 def _start_in_terminal(
