@@ -7,6 +7,7 @@ others; the session then waits for its next link.
 
 from __future__ import annotations
 
+import os
 import select
 from typing import TYPE_CHECKING, Final
 
@@ -69,6 +70,9 @@ class Link:
         self._reason = "closed"
         self._said_last_word = False
         self._is_expelled = False
+        self._is_writer_idle = False
+        #: Encrypted, and not taken by the socket.
+        self._rest = b""
         #: Set when the connection is about to be closed.
         self.gone = trio.Event()
         session.link = self
@@ -99,7 +103,7 @@ class Link:
         self.session.protocol.send_goodbye(code, text)
         self.session.wake_writer()
         with trio.move_on_after(_GOODBYE_SECONDS):
-            while self.session.protocol.has_data_to_send and not self._finished.is_set():
+            while (self._rest or self.session.protocol.has_data_to_send) and not self._finished.is_set():
                 await self._written.park()
             self._said_last_word = True
         self._end(code)
@@ -166,30 +170,60 @@ class Link:
                 self._end("closed by the controller")
                 return
 
+    def write_now(self) -> bool:
+        """Write what is to be sent, at once instead of in the writer's turn; tell whether nothing is left to it."""
+        stream = self.stream
+        if not isinstance(stream, trio.SocketStream) or not self._is_writer_idle:
+            return False
+        if self._is_expelled or self._scope.cancel_called:
+            return False
+        records, size = self._next_records()
+        if records:
+            data = b"".join(records)
+            self.session.note_room()
+            try:
+                written = os.write(stream.socket.fileno(), data)
+            except OSError:  # full, or broken: the writer will see
+                written = 0
+            self._rest = data[written:]
+            self._counters.bytes_sent += size
+        return not self._rest and not self.session.protocol.has_data_to_send
+
     async def _write(self) -> None:
-        protocol = self.session.protocol
+        session = self.session
         try:
             while True:
-                await self.session.wait_data_to_send()
+                self._is_writer_idle = True
+                while not (self._rest or session.protocol.has_data_to_send or session.is_closing):
+                    await session.wait_work()
+                self._is_writer_idle = False
+                if self._rest:
+                    await self.stream.send_all(self._rest)
+                    self._rest = b""
                 while True:
-                    records: list[bytes] = []
-                    size = 0
-                    while size < _WRITE_BYTES and (plaintext := protocol.next_record()) is not None:
-                        records += self._transport.encrypt_parts(plaintext)
-                        size += len(records[-1])
+                    records, size = self._next_records()
                     if not records:
                         self._written.unpark_all()
                         break
-                    self.session.note_room()
+                    session.note_room()
                     await self.stream.send_all(b"".join(records))
                     self._counters.bytes_sent += size
                     if size >= _WRITE_BYTES:
                         await self._wait_writable()
-                if self.session.is_closing:
+                if session.is_closing:
                     self._said_last_word = True
                     self._end("closed")
+                    await trio.sleep_forever()
         except (trio.BrokenResourceError, LocalProtocolError) as error:
             self._end(f"connection broken: {error.__cause__ or error}")
+
+    def _next_records(self) -> tuple[list[bytes], int]:
+        records: list[bytes] = []
+        size = 0
+        while size < _WRITE_BYTES and (plaintext := self.session.protocol.next_record()) is not None:
+            records += self._transport.encrypt_parts(plaintext)
+            size += len(records[-1])
+        return records, size
 
     async def _wait_writable(self) -> None:
         # TCP_NOTSENT_LOWAT makes this wait for a nearly empty queue, so that a command's answer never

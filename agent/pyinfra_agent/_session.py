@@ -106,12 +106,15 @@ class AgentSession:
         self.is_closing = True
         # A command that prints without end would otherwise keep the link busy.
         self._leave_requests()
+        self.wake_writer()
 
     def _finish(self, channel: RequestChannel, send: Callable[[], None]) -> None:
         self._channels.pop(channel.number, None)
         if not self.is_over and not channel.session_ended:
             send()
-            self.wake_writer()
+            # An answer is what somebody waits for: it does not wait for the writer's turn.
+            if self.link is None or not self.link.write_now():
+                self.wake_writer()
 
     def restore_channel(self, saved: SavedRequest) -> RequestChannel:
         """Return the channel of a request that the agent before this one was asked."""
@@ -128,11 +131,10 @@ class AgentSession:
         """Let the link's writer look whether there is something to send."""
         self._work.set()
 
-    async def wait_data_to_send(self) -> None:
-        """Wait until there is something to send."""
-        while not self.protocol.has_data_to_send:
-            self._work = trio.Event()
-            await self._work.wait()
+    async def wait_work(self) -> None:
+        """Wait until the writer was woken: there may be something to send."""
+        self._work = trio.Event()
+        await self._work.wait()
 
     def note_room(self) -> None:
         """Let handlers that wait for room look again: records were written."""

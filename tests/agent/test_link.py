@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import resource
+from types import SimpleNamespace
 
 import pytest
 import trio
 
+from pyinfra_agent import _link
 from pyinfra_agent_protocol import (
     QUEUE_MAX_BYTES,
     Get,
@@ -226,3 +229,24 @@ async def test_what_was_queued_at_the_loss_of_a_link_is_sent_on_the_next(nursery
     await controller.resume(house, socket_pair)
     assert (await call.wait()).exit == 0
     assert call.out == b"\0" * 2_000_000
+
+
+@pytest.mark.parametrize("most", [None, 5, 0], ids=["all of it", "a part of it", "nothing of it"])
+async def test_answer_is_written_at_once_and_what_the_socket_does_not_take_by_the_writer(nursery, monkeypatch, most):
+    taken = []
+
+    def write(descriptor, data):
+        taken.append(len(data))
+        if most == 0:
+            raise BlockingIOError
+        return os.write(descriptor, data[:most])
+
+    monkeypatch.setattr(_link, "os", SimpleNamespace(write=write))
+    house = House(nursery)
+    controller = await house.welcome(socket_pair)
+    for _ in range(3):
+        assert (await controller.ask(Info())).refusal is None
+    call = await controller.ask(sh("echo out; echo err >&2"))
+    assert (call.out, call.err, call.result.exit) == (b"out\n", b"err\n", 0)
+    assert len(taken) >= 2  # not while the writer is at work
+    assert min(taken) > 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
+from pathlib import Path
 
 import pytest
 import trio
@@ -18,10 +19,22 @@ from tests.agent.helpers import TestController, is_alive, sh, until
 from tests.trust.conftest import TrustHouse, line_of
 
 
+def waited_seconds():
+    """Return how long this process was ready to run, and the processors were with others (proc_pid_schedstat)."""
+    return int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
+
+
+async def ends(house, seconds):
+    """Assert that no session is left within so many seconds, in which a busy machine has let us run."""
+    began, waited = trio.current_time(), waited_seconds()
+    with trio.fail_after(30):
+        await until(lambda: not house.sessions.sessions, 0.01)
+    assert trio.current_time() - began - (waited_seconds() - waited) <= seconds
+
+
 async def has_lost_its_session(house, controller, seconds=1.0):
     """Assert that the session ends within so many seconds, and that its controller is told."""
-    with trio.fail_after(seconds):
-        await until(lambda: not house.sessions.sessions, 0.01)
+    await ends(house, seconds)
     with trio.fail_after(2):
         await controller.over.wait()
     assert [goodbye.code for goodbye in controller.goodbyes] == ["revoked"]
@@ -51,8 +64,7 @@ async def test_removed_file_is_a_removed_key(house):
 async def test_key_that_may_do_less_loses_its_session_within_a_second(house, options):
     controller = await house.let_in()
     house.write(line_of(controller, options))
-    with trio.fail_after(1):
-        await until(lambda: not house.sessions.sessions, 0.01)
+    await ends(house, 1.0)
 
 
 async def test_key_that_may_do_more_keeps_its_session_and_may_do_it(house):
@@ -78,8 +90,7 @@ async def test_removed_key_loses_sessions_that_wait_for_it_too(house):
     controller = await house.let_in()
     await controller.cut()
     house.write("# nobody")
-    with trio.fail_after(1):
-        await until(lambda: not house.sessions.sessions, 0.01)
+    await ends(house, 1.0)
 
 
 async def test_other_controllers_do_not_notice(house):
