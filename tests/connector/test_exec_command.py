@@ -317,7 +317,7 @@ def test_ctrl_c_in_a_terminal_is_typed_into_that_of_the_command(words):
 def test_ctrl_z_in_a_terminal_stops_a_job_of_the_command(words):
     with job(*words, "--env", "PS1=ready> ", "--", "bash", "--norc", "-i") as terminal:
         terminal.shows(b"ready> ")
-        terminal.type(b"sh -c 'echo u''p; sleep 60'\r")
+        terminal.type(b"sh -c 'echo u''p; exec sleep 60'\r")  # dash that is stopped in its vfork stays there
         terminal.shows(b"up\r\n")
         terminal.type(b"\x1a")
         terminal.shows(b"Stopped")
