@@ -175,7 +175,7 @@ class Link:
         stream = self.stream
         if not isinstance(stream, trio.SocketStream) or not self._is_writer_idle:
             return False
-        if self._is_expelled or self._scope.cancel_called:
+        if self._rest or self._is_expelled or self._scope.cancel_called:
             return False
         records, size = self._next_records()
         if records:

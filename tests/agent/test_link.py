@@ -250,3 +250,23 @@ async def test_answer_is_written_at_once_and_what_the_socket_does_not_take_by_th
     assert (call.out, call.err, call.result.exit) == (b"out\n", b"err\n", 0)
     assert len(taken) >= 2  # not while the writer is at work
     assert min(taken) > 20
+
+
+@pytest.mark.parametrize("most", [5, 0], ids=["a part of each", "nothing"])
+async def test_answers_of_one_turn_keep_their_order_where_the_socket_takes_none_whole(nursery, monkeypatch, most):
+    """What is left of one goes before the next, or the controller meets a record that does not verify."""
+
+    def write(descriptor, data):
+        if most == 0:
+            raise BlockingIOError
+        return os.write(descriptor, data[:most])
+
+    monkeypatch.setattr(_link, "os", SimpleNamespace(write=write))
+    house = House(nursery)
+    controller = await house.welcome(socket_pair)
+    for _ in range(5):
+        calls = [controller.start(Info()) for _ in range(8)]
+        for call in calls:
+            await call.wait()
+            assert call.refusal is None
+    assert not controller.over.is_set()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import time
-from pathlib import Path
 
 import pytest
 import trio
@@ -16,12 +15,8 @@ from pyinfra_agent_protocol import ControllerPayload, Info, decode_answer
 from pyinfra_agent_protocol.certificates import AuthorityKey, Certificate, format_authority
 from pyinfra_agent_protocol.keys import KeyPair
 from tests.agent.helpers import TestController, is_alive, sh, until
+from tests.discovery.looker import waited_seconds
 from tests.trust.conftest import TrustHouse, line_of
-
-
-def waited_seconds():
-    """Return how long this process was ready to run, and the processors were with others (proc_pid_schedstat)."""
-    return int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
 
 
 async def ends(house, seconds):
