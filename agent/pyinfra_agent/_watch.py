@@ -13,7 +13,7 @@ import trio
 
 if TYPE_CHECKING:
     from ._connection import Authorizer
-    from ._session import SessionTable
+    from ._session import AgentSession, SessionTable
 
 __all__ = ["follow_changes"]
 
@@ -30,6 +30,7 @@ async def follow_changes(authorizer: Authorizer, sessions: SessionTable) -> None
     fill it, and nobody must lose a session between the two.
     """
     followed = last = authorizer.signature
+    judged: set[AgentSession] = set()
     while True:
         while not sessions.sessions:
             await sessions.opened.park()
@@ -42,5 +43,8 @@ async def follow_changes(authorizer: Authorizer, sessions: SessionTable) -> None
         now = time.time()
         for session in sessions.sessions:
             ends = session.controller.ends
-            if has_changed or (ends is not None and now >= ends):
+            # A new one was let in by what the files were then, which may have been another thing than at both looks.
+            is_new = is_settled and session not in judged
+            if has_changed or is_new or (ends is not None and now >= ends):
                 sessions.judge(session, authorizer)
+        judged = set(sessions.sessions) if is_settled else judged.intersection(sessions.sessions)

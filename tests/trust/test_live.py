@@ -8,6 +8,7 @@ import time
 
 import pytest
 import trio
+import trio.testing
 
 from pyinfra_agent import _authorized
 from pyinfra_agent._settings import OnLost
@@ -53,6 +54,12 @@ async def test_removed_file_is_a_removed_key(house):
     controller = await house.let_in()
     (house.state_dir / "authorized_controllers").unlink()
     await has_lost_its_session(house, controller)
+
+
+async def test_key_that_came_and_went_between_two_looks_loses_its_session(house):
+    """Everything is as it was at the look before it was let in, and that is what counts."""
+    await trio.testing.wait_all_tasks_blocked()  # the first look: there is no file
+    await test_removed_file_is_a_removed_key(house)
 
 
 @pytest.mark.parametrize("options", ["no-pty", "no-exec", "user=daemon", "from=198.51.100.0/24", "expires=2001-01-01"])
