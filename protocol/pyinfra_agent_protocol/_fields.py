@@ -48,7 +48,7 @@ def integer(low: int, high: int) -> Kind:
     """Integers from *low* to *high*, both included."""
 
     def check(value: object) -> int:
-        if type(value) is not int:
+        if not isinstance(value, int) or isinstance(value, bool):
             raise _Bad("is not an integer")
         if not low <= value <= high:
             raise _Bad(f"is not from {low} to {high}")
@@ -108,10 +108,10 @@ def binary(most: int, *, least: int = 0, nul: bool = True) -> Kind:
 
 
 def array(item: Kind, *, least: int = 0, most: int) -> Kind:
-    """Arrays of *least* to *most* items, as tuples."""
+    """Arrays of *least* to *most* items, as tuples; what is to be packed may be a tuple already."""
 
     def check(value: object) -> tuple[Any, ...]:
-        if type(value) is not list:
+        if not isinstance(value, list | tuple):
             raise _Bad("is not an array")
         if not least <= len(value) <= most:
             raise _Bad(f"does not have {least} to {most} items")
@@ -300,10 +300,11 @@ class Message:
         Raises:
             LocalProtocolError: it does not fit a frame, or a field is not of its kind.
         """
-        data = pack(self.NAME, self.to_fields())
+        fields = self.to_fields()
+        data = pack(self.NAME, fields)
         # One bad field would end the peer's session with all of its commands: we hold ourselves to the same table.
         try:
-            self.decode(data)
+            self.from_fields(fields)
         except MessageInvalid as error:
             raise LocalProtocolError(str(error)) from None
         return data
