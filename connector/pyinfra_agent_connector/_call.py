@@ -63,6 +63,7 @@ class Call:
             if self.is_over:
                 return []
             self._changed.clear()
+            self._connection.flush()
             self._changed.wait()
         events = list(self._inbox)
         self._inbox.clear()

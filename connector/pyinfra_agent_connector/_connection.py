@@ -253,6 +253,11 @@ class Connection:
         self._sending().send_resize(channel, rows, columns)
         self._wake_writer()
 
+    def flush(self) -> None:
+        """Write what is queued, as far as that needs no waiting: its sender has no more, and waits for the answer."""
+        if self._link is not None:
+            self._link.write_now()
+
     def _sending(self) -> Session:
         if self._session is None:
             raise LocalProtocolError("there is no session")

@@ -1,6 +1,6 @@
 """One link: a socket to an agent, the handshake on it, and the greenlets that carry a session over it.
 
-The writer greenlet alone writes to the socket, so a `gevent.Timeout` in a caller can never leave half
+The writer greenlet alone waits for the socket, so a `gevent.Timeout` in a caller can never leave half
 a record on the wire.  The reader never waits for a caller.  An exception in either ends the link.
 `gevent.socket` by name: in a process that pyinfra's command did not patch, a plain socket would make
 the hosts wait for each other.
@@ -313,6 +313,9 @@ class Link:
         self._on_room = on_room
         self._on_lost = on_lost
         self._work = Event()
+        self._is_writer_idle = False
+        #: Encrypted, and not taken by the socket.
+        self._rest = b""
         self._has_heard = True
         self._is_lost = False
         self._early = opened.records
@@ -388,17 +391,43 @@ class Link:
             # A fence: an error of ours costs this link and its session, and never hangs a caller.
             self._lose(f"this controller failed: {error!r}", broken=True)
 
+    def write_now(self) -> None:
+        """Write what is to be sent, before its sender waits for the answer, instead of in the writer's turn.
+
+        Never waits: what the socket does not take is left to the writer.
+        """
+        if self._is_lost or not self._is_writer_idle or self._rest:
+            return
+        try:
+            records, _ = self._next_records()
+            if not records:
+                return
+            self._rest = b"".join(records)
+            with contextlib.suppress(OSError):  # it is full, or broken: the writer will see
+                self._rest = self._rest[os.write(self._sock.fileno(), self._rest) :]
+        except Exception as error:
+            self._lose(f"this controller failed: {error!r}", broken=True)
+            return
+        except BaseException:
+            # What was encrypted and not written leaves a gap that the agent cannot read past.
+            self._lose("this controller was interrupted")
+            raise
+        self._on_room()
+        if not self._rest and not self._session.has_data_to_send:
+            self._work.clear()
+
     def _write(self) -> None:
         try:
             while not self._is_lost:
+                self._is_writer_idle = True
                 self._work.wait()
+                self._is_writer_idle = False
                 self._work.clear()
+                if self._rest:
+                    self._sock.sendall(self._rest)
+                    self._rest = b""
                 while not self._is_lost:
-                    records: list[bytes] = []
-                    size = 0
-                    while size < _WRITE_BYTES and (plaintext := self._session.next_record()) is not None:
-                        records += self._transport.encrypt_parts(plaintext)
-                        size += len(records[-1])
+                    records, size = self._next_records()
                     if not records:
                         break
                     self._on_room()
@@ -410,6 +439,14 @@ class Link:
             self._lose(str(error.strerror or error))
         except Exception as error:
             self._lose(f"this controller failed: {error!r}", broken=True)
+
+    def _next_records(self) -> tuple[list[bytes], int]:
+        records: list[bytes] = []
+        size = 0
+        while size < _WRITE_BYTES and (plaintext := self._session.next_record()) is not None:
+            records += self._transport.encrypt_parts(plaintext)
+            size += len(records[-1])
+        return records, size
 
     def _wait_writable(self) -> None:
         descriptor = self._sock.fileno()
