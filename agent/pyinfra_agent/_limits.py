@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 from ._log import log
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable, Iterator
 
 __all__ = ["RareLog", "raise_own_limit", "reserved_descriptors", "restore_limit", "start_limited"]
@@ -58,8 +57,8 @@ def reserved_descriptors() -> Iterator[None]:
         _set(_usual())
 
 
-def start_limited(start: Callable[[], subprocess.Popen[bytes]], newest: int) -> subprocess.Popen[bytes]:
-    """Return what *start* starts, with the limit of a login.
+def start_limited(start: Callable[[], int], newest: int) -> int:
+    """Return the id of the process that *start* starts, with the limit of a login.
 
     *newest* is a descriptor opened just now. The kernel gives out the lowest number that is free, so it tells how many
     are in use: a child inherits the limit of the moment, but only while we have less open than that can we live with
@@ -75,10 +74,10 @@ def start_limited(start: Callable[[], subprocess.Popen[bytes]], newest: int) -> 
             return start()
         finally:
             _set(_usual())
-    child = start()
+    pid = start()
     with contextlib.suppress(OSError):  # gone already, or sudo in an unprivileged agent: it sets limits itself
-        resource.prlimit(child.pid, resource.RLIMIT_NOFILE, (soft, hard))
-    return child
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+    return pid
 
 
 class RareLog:

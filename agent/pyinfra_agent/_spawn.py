@@ -1,12 +1,11 @@
 """Starting one command: pipes or a terminal, a session of its own, and facts about what failed.
 
-`subprocess.Popen` without `preexec_fn` and without `user=` uses vfork, so the price does not grow with the agent's
-memory. What the child inherits is settled here or by the agent as a whole:
+What the child inherits is settled here or by the agent as a whole:
 
 - session and process group are its own; every descriptor but 0, 1, 2 and the ones asked for is closed;
-- SIGPIPE and SIGXFSZ, which Python ignores, get their default back (`restore_signals`). Handlers vanish on exec.
+- SIGPIPE and SIGXFSZ, which Python ignores, get their default back. Handlers vanish on exec.
   `inherit_nothing_of_the_agent` does the rest once, at the agent's start: signals that whoever started the agent
-  ignores (SIGHUP under nohup), and its signal mask;
+  ignores (SIGHUP under nohup), its signal mask, and descriptors that it left open;
 - the limit of open descriptors is the one that the agent was started with (`_limits`), and oom_score_adj a login's
   (`_oom`). Other resource limits and umask are the agent's own, and its unit must leave the limits as a login has
   them.
@@ -23,10 +22,10 @@ import errno
 import fcntl
 import os
 import signal
-import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from pyinfra_agent._execute import execute
 from pyinfra_agent._limits import reserved_descriptors, start_limited
 from pyinfra_agent._oom import with_score_of_a_login
 from pyinfra_agent._pty import PtySize, in_terminal, open_terminal, terminal_environment
@@ -43,6 +42,7 @@ __all__ = ["Child", "Command", "SpawnFailed", "Stdin", "inherit_nothing_of_the_a
 _OUTPUT_PIPE_BYTES: Final = 256 * 1024
 _LONGEST_ARGUMENT_BYTES: Final = 128 * 1024  # MAX_ARG_STRLEN, with its terminating NUL
 _SHOWN_CHARACTERS: Final = 200
+_STDERR: Final = 2
 
 
 class Stdin(enum.Enum):
@@ -112,11 +112,18 @@ class SpawnFailed(Exception):
 
 
 def inherit_nothing_of_the_agent() -> None:
-    """Give this process the signal mask and dispositions of a login, as every command inherits them. Call it first."""
+    """Give this process the signal mask and dispositions of a login, as every command inherits them. Call it first.
+
+    Descriptors that whoever started the agent left open are closed when a command is executed.
+    """
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > _STDERR:
+            with contextlib.suppress(OSError):  # that of the list itself
+                os.set_inheritable(int(name), False)
 
 
 def start_child(command: Command, cgroup: Cgroup | None = None) -> Child:
@@ -145,16 +152,19 @@ def _start_with_pipes(command: Command, cgroup: Cgroup | None, on_failure: conte
     stdout, childs_stdout = _pipe(on_failure)
     stderr, childs_stderr = _pipe(on_failure)
     stdin: int | None = None
-    childs_stdin = subprocess.DEVNULL
     if command.stdin is Stdin.PIPE:
         childs_stdin, stdin = _pipe(on_failure)
-    elif isinstance(command.stdin, int):
+    elif command.stdin is Stdin.NONE:
+        childs_stdin = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        on_failure.callback(os.close, childs_stdin)
+    else:
         childs_stdin = command.stdin
-    pid = _popen(command, cgroup, command.argv, command.env, childs_stdin, childs_stdout, childs_stderr)
+    pid = _execute(command, cgroup, command.argv, command.env, (childs_stdin, childs_stdout, childs_stderr))
     pidfd = _taken_up(pid, command)
     on_failure.pop_all()
-    if stdin is not None:
+    if not isinstance(command.stdin, int):
         os.close(childs_stdin)
+    if stdin is not None:
         os.set_blocking(stdin, False)
     for descriptor in (stdout, stderr):
         os.set_blocking(descriptor, False)
@@ -178,7 +188,7 @@ def _start_in_terminal(
         os.fchown(slave, command.terminal_owner, -1)  # as login(1) does: `$(tty)` is the user's to open
     childs_stdin = command.stdin if isinstance(command.stdin, int) else slave
     argv, env = in_terminal(command.argv, slave), terminal_environment(command.env, size)
-    pid = _popen(command, cgroup, argv, env, childs_stdin, slave, slave)
+    pid = _execute(command, cgroup, argv, env, (childs_stdin, slave, slave))
     pidfd = _taken_up(pid, command)
     on_failure.pop_all()
     os.close(slave)
@@ -193,52 +203,21 @@ def _pipe(on_failure: contextlib.ExitStack) -> tuple[int, int]:
     return reader, writer
 
 
-def _popen(
+def _execute(
     command: Command,
     cgroup: Cgroup | None,
     argv: Sequence[bytes],
     env: Mapping[bytes, bytes],
-    stdin: int,
-    stdout: int,
-    stderr: int,
+    streams: tuple[int, int, int],
 ) -> int:
-    words = [*command.prefix, *argv]
-
-    def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            words,
-            executable=_find_program(words[0], env),
-            env=env,
-            cwd=command.cwd,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-            pass_fds=tuple(command.descriptors),
-        )
+    def start() -> int:
+        return execute([*command.prefix, *argv], env, command.cwd, streams, command.descriptors)
 
     try:
         with with_score_of_a_login(), cgroup.entered() if cgroup is not None else contextlib.nullcontext():
-            child = start_limited(start, max(stdout, stderr))
+            return start_limited(start, max(streams))
     except OSError as error:
         _explain(error, command)
-    child.returncode = 0  # the child is ours to wait for: Popen's destructor must neither warn nor reap it
-    return child.pid
-
-
-def _find_program(program: bytes, env: Mapping[bytes, bytes]) -> bytes | None:
-    """Return the path that execvp(3) would find; None where it should look itself, and say what is wrong.
-
-    Popen would try every directory of PATH by an execve that fails, after 40 us to make the list of them.
-    """
-    if b"/" not in program:
-        for directory in env.get(b"PATH", b"").split(b":"):
-            if not directory.startswith(b"/"):
-                break
-            path = directory + b"/" + program
-            if os.access(path, os.X_OK) and not os.path.isdir(path):
-                return path
-    return None
 
 
 def _taken_up(pid: int, command: Command) -> int:

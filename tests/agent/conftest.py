@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pyinfra_agent._spawn import inherit_nothing_of_the_agent
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_inherited() -> None:
+    """What an agent does first; whoever runs the tests may have left descriptors open."""
+    inherit_nothing_of_the_agent()
 
 
 @pytest.fixture

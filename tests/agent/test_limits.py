@@ -31,10 +31,14 @@ def soft():
 
 
 def limits_of_a_command(newest):
-    child = start_limited(lambda: subprocess.Popen(["cat"], stdin=subprocess.PIPE), newest)
-    with child:
-        found = resource.prlimit(child.pid, NOFILE)
-        child.communicate()
+    children = []
+
+    def start():
+        children.append(subprocess.Popen(["cat"], stdin=subprocess.PIPE))
+        return children[0].pid
+
+    found = resource.prlimit(start_limited(start, newest), NOFILE)
+    children[0].communicate()
     return found
 
 
@@ -64,7 +68,7 @@ def test_command_that_cannot_start_leaves_the_agents_limit(limit):
     raise_own_limit()
     mine = soft()
     with pytest.raises(FileNotFoundError):
-        start_limited(lambda: subprocess.Popen(["/nonexistent"]), 10)
+        start_limited(lambda: subprocess.Popen(["/nonexistent"]).pid, 10)
     assert soft() == mine
 
 

@@ -16,7 +16,7 @@ import trio.testing
 
 from pyinfra_agent._process import Drain, Exit, Supervisor
 from pyinfra_agent._pty import PtySize
-from pyinfra_agent._spawn import Command, SpawnFailed, Stdin
+from pyinfra_agent._spawn import Command, SpawnFailed, Stdin, inherit_nothing_of_the_agent
 
 ENV = {b"PATH": b"/usr/local/bin:/usr/bin:/bin"}
 # 32 and 33 are its own; make leaves one blocked, and no program can change that.
@@ -194,6 +194,7 @@ async def test_standard_outputs_can_be_opened_by_name(supervisor):
 async def test_command_inherits_only_what_it_was_given(supervisor, tmp_path):
     inheritable = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(inheritable, True)
+    inherit_nothing_of_the_agent()
     script = "env; ls /proc/self/fd | tr '\\n' ' '; pwd"
     _, out, _ = await collect(supervisor.spawn(sh(script, cwd=os.fsencode(tmp_path))))
     os.close(inheritable)
