@@ -78,6 +78,7 @@ class RequestChannel:
         #: Set before the handler is cancelled: another agent goes on with what it did, and it must end nothing.
         self.is_handed_over = False
         self._on_export: Callable[[Descriptors], SavedRun] | None = None
+        self._on_release: Callable[[], None] | None = None
         #: What `put_back` was given.
         self._returned = b""
         #: What `send` was about to send when it was cancelled.
@@ -168,6 +169,16 @@ class RequestChannel:
     def when_forsaken(self, callback: Callable[[], None]) -> None:
         """Call *callback* when the controller has vanished and is not waited for any more."""
         self._on_forsaken = callback
+
+    def when_released(self, callback: Callable[[], None]) -> None:
+        """Call *callback* when the request was answered, which it need not wait for, or will never be."""
+        self._on_release = callback
+
+    def release(self) -> None:
+        """Let go of what the request held, unless another agent goes on with it."""
+        callback, self._on_release = self._on_release, None
+        if callback is not None and not self.is_handed_over:
+            callback()
 
     async def send_unsent(self) -> None:
         """Send what the agent before us had read and could not send."""

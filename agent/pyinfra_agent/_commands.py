@@ -21,6 +21,8 @@ from ._saved import SavedRun
 from ._spawn import Command, SpawnFailed, Stdin
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pyinfra_agent_protocol import Exec
 
     from ._channel import RequestChannel
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from ._process import Process
     from ._saved import Descriptors
 
-__all__ = ["resume_exec", "run_exec", "start_command"]
+__all__ = ["ExecRun", "resume_exec", "run_exec", "start_command", "start_exec"]
 
 #: One read of a command's output: what one round of the event loop moves.
 _READ_BYTES: Final = 256 * 1024
@@ -61,46 +63,56 @@ def start_command(context: Context, command: Command) -> Process:
 
 async def run_exec(context: Context, channel: RequestChannel, request: Exec) -> ExecResult:
     """Run a command until it is over, timed out or cancelled, and say how it ended."""
+    if request.script_index is None:
+        return await start_exec(context, channel, request).until_over()
+    script, first_input = await _receive_script(channel, request.script_size)
+    held: list[int] = []
+    try:
+        argv = list(request.argv)
+        argv[request.script_index] = _as_argument(script, held)
+        run = start_exec(context, channel, replace(request, argv=tuple(argv)), held)
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+    return await run.until_over(first_input)
+
+
+def start_exec(context: Context, channel: RequestChannel, request: Exec, descriptors: Sequence[int] = ()) -> ExecRun:
+    """Start a command whose arguments are all there; its `until_over` has to follow.
+
+    Raises:
+        RequestRefused: it did not start.
+    """
     environment = context.environment()
     # Before the request's variables count: they are the command's, and must not move where it starts.
     directory = context.directory(environment)
     environment |= request.env or {}
-    argv = list(request.argv)
-    held: list[int] = []
-    first_input = b""
-    try:
-        if request.script_index is not None:
-            script, first_input = await _receive_script(channel, request.script_size)
-            argv[request.script_index] = _as_argument(script, held)
-        process = start_command(
-            context,
-            Command(
-                argv=argv,
-                env=environment,
-                cwd=os.path.join(directory, request.cwd or b""),
-                stdin=Stdin.PIPE if request.stdin else Stdin.NONE,
-                pty=PtySize(request.pty.rows, request.pty.columns, request.pty.term) if request.pty else None,
-                descriptors=held,
-                nice=context.settings.nice,
-            ),
-        )
-    finally:
-        for descriptor in held:
-            os.close(descriptor)
-    return await _Run(context, channel, process, request).until_over(first_input)
+    process = start_command(
+        context,
+        Command(
+            argv=request.argv,
+            env=environment,
+            cwd=os.path.join(directory, request.cwd or b""),
+            stdin=Stdin.PIPE if request.stdin else Stdin.NONE,
+            pty=PtySize(request.pty.rows, request.pty.columns, request.pty.term) if request.pty else None,
+            descriptors=descriptors,
+            nice=context.settings.nice,
+        ),
+    )
+    return ExecRun(context, channel, process, request)
 
 
 async def resume_exec(
     context: Context, channel: RequestChannel, request: Exec, process: Process, saved: SavedRun
 ) -> ExecResult:
     """Go on with a command that the agent before this one started."""
-    run = _Run(context, channel, process, request)
+    run = ExecRun(context, channel, process, request)
     run.restore(saved)
-    return await run.until_over(b"")
+    return await run.until_over()
 
 
-class _Run:
-    """The tasks around one process."""
+class ExecRun:
+    """The tasks around one process; made by `start_exec`."""
 
     def __init__(self, context: Context, channel: RequestChannel, process: Process, request: Exec) -> None:
         self._context = context
@@ -116,6 +128,7 @@ class _Run:
         milliseconds = request.timeout_ms
         self._deadline = trio.current_time() + milliseconds / 1000 if milliseconds is not None else math.inf
         channel.when_exported(self._export)
+        channel.when_released(process.abandon)
 
     def restore(self, saved: SavedRun) -> None:
         """Become, from new, as the run was that the agent before this one handed over."""
@@ -127,27 +140,23 @@ class _Run:
         left = self._deadline - trio.current_time()
         return SavedRun(self._process.export(descriptors), left if left < math.inf else None, self._reason)
 
-    async def until_over(self, first_input: bytes) -> ExecResult:
-        """Run to the end.
+    async def until_over(self, first_input: bytes = b"") -> ExecResult:
+        """Run to the end; the process is let go of when the channel is released.
 
         A plain command has nothing but outputs, and needs no task beside this one: each takes a short one's time, and
         so does a nursery. If it is to be ended after all, it is one of the others from then on.
         """
         channel, request = self._channel, self._request
-        try:
-            channel.listen(self._control)
-            channel.when_cancelled(self._on_cancel)
-            channel.when_forsaken(self._on_forsaken)
-            if not request.stdin and self._deadline == math.inf and self._reason == "exited":
-                with self._alone:
-                    await self._send_outputs()
-                    self._is_over = True
-            if not self._is_over or self._reason != "exited":
-                await self._until_over_with_others(first_input)
-            return self._result()
-        finally:
-            if not channel.is_handed_over:
-                self._process.abandon()
+        channel.listen(self._control)
+        channel.when_cancelled(self._on_cancel)
+        channel.when_forsaken(self._on_forsaken)
+        if not request.stdin and self._deadline == math.inf and self._reason == "exited":
+            with self._alone:
+                await self._send_outputs()
+                self._is_over = True
+        if not self._is_over or self._reason != "exited":
+            await self._until_over_with_others(first_input)
+        return self._result()
 
     async def _until_over_with_others(self, first_input: bytes) -> None:
         async with trio.open_nursery() as self._nursery:

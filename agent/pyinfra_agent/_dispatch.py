@@ -26,7 +26,7 @@ from pyinfra_agent_protocol import (
 
 from ._account import find_account
 from ._audit import log_request
-from ._commands import run_exec
+from ._commands import run_exec, start_exec
 from ._log import describe_failure, log
 from ._transfers import run_get, run_put, run_stat
 from ._user_files import get_as_user, put_as_user, stat_as_user
@@ -38,12 +38,13 @@ if TYPE_CHECKING:
     from pyinfra_agent_protocol import Request, Result
 
     from ._channel import RequestChannel
+    from ._commands import ExecRun
     from ._context import Context
     from ._session import AgentSession
 
     Handler: TypeAlias = Callable[[Context, RequestChannel, Any], Awaitable[Result]]
 
-__all__ = ["HANDLERS", "handle_request"]
+__all__ = ["HANDLERS", "begin_request", "handle_request"]
 
 
 async def _run_info(context: Context, channel: RequestChannel, request: Info) -> InfoResult:
@@ -88,16 +89,30 @@ USER_HANDLERS: Final[Mapping[type[Request], Handler]] = {
 }
 
 
+def begin_request(context: Context, session: AgentSession, channel: RequestChannel, request: Request) -> Handler:
+    """Begin *request* as far as that takes no waiting; return what `handle_request` has to do then.
+
+    A plain command is begun here: it runs while the task that is to wait for it gets its turn.
+    """
+    if not isinstance(request, Exec) or request.script_index is not None:
+        return partial(_carry_out, session)
+    try:
+        run = start_exec(_admitted(session, context, request), channel, request)
+    except Exception as error:
+        return partial(_fail, error)
+    return partial(_go_on, run)
+
+
 async def handle_request(
     context: Context,
     session: AgentSession,
     channel: RequestChannel,
     request: Request,
-    resume: Handler | None = None,
+    begun: Handler | None = None,
 ) -> None:
     """Carry *request* out and answer it, exactly once; no exception leaves but the agent's own end.
 
-    With *resume*, which was begun by the agent before this one, that is what is left to do.
+    With *begun*, it was begun (by `begin_request`, or by the agent before this one), and that is what is left to do.
     """
     started = trio.current_time()
     # As it was asked: the session's controller may be another object by the end.
@@ -105,8 +120,8 @@ async def handle_request(
     outcome = "done"
     result: Result | None = None
     try:
-        carry_out = resume if resume is not None else partial(_carry_out, session)
-        result = await carry_out(context, channel, request)
+        go_on = begun if begun is not None else begin_request(context, session, channel, request)
+        result = await go_on(context, channel, request)
         session.answer(channel, result)
         if isinstance(request, CloseSession):
             session.begin_closing()
@@ -119,12 +134,36 @@ async def handle_request(
         log("request-failed", request=request.NAME, error=describe_failure(error))
         with suppress(LocalProtocolError):  # it was answered already
             session.refuse(channel, "internal", f"the agent failed at {request.NAME}: its log says where")
+    finally:
+        channel.release()
     log_request(controller, peer, session, channel, request, result, outcome, trio.current_time() - started)
+
+
+async def _fail(error: Exception, context: Context, channel: RequestChannel, request: Request) -> Result:
+    await trio.lowlevel.checkpoint()
+    raise error
+
+
+async def _go_on(run: ExecRun, context: Context, channel: RequestChannel, request: Request) -> Result:
+    return await run.until_over()
 
 
 async def _carry_out(session: AgentSession, context: Context, channel: RequestChannel, request: Request) -> Result:
     if isinstance(request, CloseSession):
         return await HANDLERS[CloseSession](context, channel, request)
+    context = _admitted(session, context, request)
+    handlers = HANDLERS
+    if context.account is not None and getattr(request, "argv", None) is None:
+        handlers = {**HANDLERS, **USER_HANDLERS}
+    return await handlers[type(request)](context, channel, request)
+
+
+def _admitted(session: AgentSession, context: Context, request: Request) -> Context:
+    """Return the context that *request* is to be carried out in.
+
+    Raises:
+        RequestRefused: it is not to be carried out.
+    """
     if session.is_over:
         # Between its arrival and now its controller may have been shut out: nothing may begin any more.
         raise RequestRefused("cancelled", "the session has ended")
@@ -136,9 +175,6 @@ async def _carry_out(session: AgentSession, context: Context, channel: RequestCh
         raise RequestRefused(
             "denied", f"{request.NAME} is not allowed to this controller: its line on the agent says {option}"
         )
-    handlers = HANDLERS
     if policy.user is not None and (account := find_account(policy.user)) is not None:
-        context = replace(context, account=account)
-        if getattr(request, "argv", None) is None:
-            handlers = {**HANDLERS, **USER_HANDLERS}
-    return await handlers[type(request)](context, channel, request)
+        return replace(context, account=account)
+    return context

@@ -17,7 +17,7 @@ import trio
 from pyinfra_agent_protocol import Exec, MessageInvalid
 
 from ._commands import resume_exec
-from ._dispatch import HANDLERS, handle_request
+from ._dispatch import HANDLERS, begin_request, handle_request
 from ._log import log
 from ._saved import SavedSession, SavedStateInvalid
 
@@ -151,14 +151,15 @@ class Requests:
             run = replace(run, timeout_seconds=run.timeout_seconds - elapsed)
         self._begin(channel, partial(resume_exec, process=process, saved=run))
 
-    def _begin(self, channel: RequestChannel, resume: Handler | None = None) -> None:
-        self._begun.add(channel)
-        self._nursery.start_soon(self._carry_out, channel, resume)
-
-    async def _carry_out(self, channel: RequestChannel, resume: Handler | None) -> None:
+    def _begin(self, channel: RequestChannel, begun: Handler | None = None) -> None:
         running = self.running[channel]
+        self._begun.add(channel)
+        begun = begun or begin_request(self._context, running.session, channel, running.request)
+        self._nursery.start_soon(self._carry_out, channel, running, begun)
+
+    async def _carry_out(self, channel: RequestChannel, running: RunningRequest, begun: Handler) -> None:
         # Not in a `finally`: a request whose task is cancelled is handed over, or ends with the agent.
-        await handle_request(self._context, running.session, channel, running.request, resume)
+        await handle_request(self._context, running.session, channel, running.request, begun)
         del self.running[channel]
         self._begun.discard(channel)
         self.ended.unpark_all()
