@@ -182,6 +182,8 @@ def _serve(rest: list[str]) -> int:
     if arguments.no_announce:
         settings = replace(settings, announce=False)
     state_dir = arguments.state_dir or settings.state_dir or default_state_dir()
+    # Absolute: for moments the agent is where a command starts (`_execute`).
+    state_dir = state_dir.absolute()
     return serve(settings, state_dir, lambda: load_config(arguments.config))
 
 
