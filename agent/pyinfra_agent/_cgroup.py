@@ -34,6 +34,7 @@ from ._limits import RareLog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 __all__ = ["Cgroup", "CgroupsUnavailable", "CommandCgroups", "find_delegated", "open_cgroups"]
 
@@ -70,25 +71,28 @@ class Cgroup:
         self._threads = f"{path}/cgroup.threads"
         self._events = f"{path}/cgroup.events"
 
-    @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
+    def entered(self) -> AbstractContextManager[None]:
         """Let processes that this thread forks within the block be born here.
 
         Should somebody have removed the cgroup, they are born in the agent's, and found by descent.
         """
+        return _Entered(self)
+
+    def enter(self) -> bool:
+        """Go there with this thread; tell whether that was possible."""
         try:
             _write(self._threads, b"0")
         except OSError as error:
             _failures.note(path=self.path, error=error.strerror)
-            yield
-            return
+            return False
+        return True
+
+    def leave(self) -> None:
+        """Go home with this thread."""
         try:
-            yield
-        finally:
-            try:
-                os.write(self._home, b"0")
-            except OSError as error:  # `freeze` spares a cgroup that we are in, and the next command takes us out
-                _failures.note(path=self.path, error=error.strerror)
+            os.write(self._home, b"0")
+        except OSError as error:  # `freeze` spares a cgroup that we are in, and the next command takes us out
+            _failures.note(path=self.path, error=error.strerror)
 
     def threads(self) -> set[int]:
         """Return the ids of all threads in it and below; the first thread of a process has the process's id."""
@@ -139,6 +143,20 @@ class Cgroup:
             if b"frozen 1" in _read(self._events):
                 break
         return True
+
+
+class _Entered:
+    __slots__ = ("_cgroup", "_is_there")
+
+    def __init__(self, cgroup: Cgroup) -> None:
+        self._cgroup = cgroup
+
+    def __enter__(self) -> None:
+        self._is_there = self._cgroup.enter()
+
+    def __exit__(self, *error: object) -> None:
+        if self._is_there:
+            self._cgroup.leave()
 
 
 class CommandCgroups:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -51,14 +50,19 @@ def start_command(context: Context, command: Command) -> Process:
             " in the agent's configuration file",
         )
     try:
-        with context.account.taking(command) if context.account is not None else nullcontext(command) as taken:
-            return context.supervisor.spawn(
-                replace(taken, prefix=limiting_prefix(context.settings)), context.settings.drain
-            )
+        if context.account is None:
+            return _spawn(context, command)
+        with context.account.taking(command) as taken:
+            return _spawn(context, taken)
     except SpawnFailed as failure:
         if failure.what == "resources":
             _out_of_resources.note(error=os.strerror(failure.errno))
         raise RequestRefused("spawn", failure.text) from failure
+
+
+def _spawn(context: Context, command: Command) -> Process:
+    prefix = limiting_prefix(context.settings)
+    return context.supervisor.spawn(replace(command, prefix=prefix) if prefix else command, context.settings.drain)
 
 
 async def run_exec(context: Context, channel: RequestChannel, request: Exec) -> ExecResult:

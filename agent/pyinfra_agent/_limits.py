@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 from ._log import log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 __all__ = ["RareLog", "raise_own_limit", "reserved_descriptors", "restore_limit", "start_limited"]
 
@@ -44,17 +45,23 @@ def restore_limit() -> None:
         _at_start = None
 
 
-@contextlib.contextmanager
-def reserved_descriptors() -> Iterator[None]:
+# Here and at the other two things around each command's start, no generator: it takes as long as what it does.
+class _Reserve:
+    def __enter__(self) -> None:
+        if _at_start is not None:
+            _set(_at_start[1])
+
+    def __exit__(self, *error: object) -> None:
+        if _at_start is not None:
+            _set(_usual())
+
+
+_RESERVE: Final = _Reserve()
+
+
+def reserved_descriptors() -> AbstractContextManager[None]:
     """Let the block use the reserve, too."""
-    if _at_start is None:
-        yield
-        return
-    _set(_at_start[1])
-    try:
-        yield
-    finally:
-        _set(_usual())
+    return _RESERVE
 
 
 def start_limited(start: Callable[[], int], newest: int) -> int:

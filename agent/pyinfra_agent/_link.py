@@ -161,7 +161,7 @@ class Link:
             if self.session.protocol.has_data_to_send:
                 self.session.wake_writer()
             try:
-                data = bytes(await self.stream.receive_some(_READ_BYTES))
+                data = await self._receive_some()
                 self._counters.bytes_received += len(data)
             except trio.BrokenResourceError as error:
                 self._end(f"connection broken: {error.__cause__ or error}")
@@ -169,6 +169,26 @@ class Link:
             if not data:
                 self._end("closed by the controller")
                 return
+
+    async def _receive_some(self) -> bytes:
+        """Receive from a socket as its stream would, past layers that take as long as receiving does."""
+        stream = self.stream
+        if not isinstance(stream, trio.SocketStream):
+            return bytes(await stream.receive_some(_READ_BYTES))
+        await trio.lowlevel.checkpoint_if_cancelled()
+        has_waited = False
+        while True:
+            try:
+                data = os.read(stream.socket.fileno(), _READ_BYTES)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(stream.socket)
+                has_waited = True
+            except OSError as error:
+                raise trio.BrokenResourceError("the connection is broken") from error
+            else:
+                if not has_waited:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                return data
 
     def write_now(self) -> bool:
         """Write what is to be sent, at once instead of in the writer's turn; tell whether nothing is left to it."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from ._log import log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 __all__ = ["spare_commands", "with_score_of_a_login"]
 
@@ -41,15 +41,19 @@ def spare_commands() -> None:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def with_score_of_a_login() -> Iterator[None]:
+class _ScoreOfALogin:
+    def __enter__(self) -> None:
+        if _own is not None:
+            os.pwrite(_own[0], _OF_A_LOGIN, 0)
+
+    def __exit__(self, *error: object) -> None:
+        if _own is not None:
+            os.pwrite(*_own, 0)
+
+
+_SCORE_OF_A_LOGIN: Final = _ScoreOfALogin()
+
+
+def with_score_of_a_login() -> AbstractContextManager[None]:
     """Let a process be born with the score of a login within the block."""
-    if _own is None:
-        yield
-        return
-    descriptor, score = _own
-    os.pwrite(descriptor, _OF_A_LOGIN, 0)
-    try:
-        yield
-    finally:
-        os.pwrite(descriptor, score, 0)
+    return _SCORE_OF_A_LOGIN

@@ -168,7 +168,7 @@ class Supervisor:
 
         def look(number: int, frame: FrameType | None) -> None:
             # Nearly always a command has ended, which its pidfd says as well: to wake this task for it, too, would take
-            # longer than all the rest of its end. One that is behind it is found when that is reaped.
+            # longer than all the rest of its end. One that is behind it is found when that is answered.
             try:
                 dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
@@ -240,7 +240,7 @@ class Process:
         if child.pidfd is not None:
             self._poll.register(child.pidfd, select.EPOLLIN)
         self._ready: list[int] = []
-        self._waiting: trio.CancelScope | None = None
+        self._is_waiting = False  # for an output or the exit, and for as long as that takes
         self._drain = _Draining(drain)
         self._is_abandoned = False
 
@@ -435,6 +435,8 @@ class Process:
         if self._is_abandoned:
             return
         self._is_abandoned = True
+        if self._exit is not None:
+            self._supervisor.reap_orphans()
         self._close_stdin()
         self._let_outputs_end()
         self._watch()
@@ -459,7 +461,8 @@ class Process:
             descriptor = self._ready.pop(0)  # in the order in which they became ready
             if descriptor == self._pidfd:
                 self._reap()
-                self._supervisor.reap_orphans()
+                # What was written before the exit is there.
+                self._ready = list(self._outputs)
             elif descriptor in self._outputs:
                 data = self._read_output(descriptor, max_bytes)
                 if data:
@@ -497,18 +500,29 @@ class Process:
 
     async def _wait_until_ready(self) -> None:
         """Wait for an output or the exit; after the exit no longer than the drain says."""
-        with trio.CancelScope(deadline=self._deadline()) as self._waiting:
+        if self._exit is None:
+            # Most commands wait here once, and no deadline would take as long to set up and down as all else they do.
+            self._is_waiting = True
+            try:
+                await trio.lowlevel.wait_readable(self._poll)
+            except trio.ClosedResourceError:
+                if self._is_abandoned:
+                    raise
+                # Somebody else saw the exit, and from now on there is a deadline.
+            finally:
+                self._is_waiting = False
+                self._drain.charge()
+            return
+        self._supervisor.reap_orphans()
+        with trio.CancelScope(deadline=self._deadline()) as scope:
             try:
                 await trio.lowlevel.wait_readable(self._poll)
             finally:
-                scope, self._waiting = self._waiting, None
                 self._drain.charge()
         if scope.cancelled_caught and self._outputs and not self._poll.poll(0):
             self._drain.is_over = True
 
     def _deadline(self) -> float:
-        if self._exit is None:
-            return math.inf
         return trio.current_time() + self._drain.patience_seconds if self._outputs else -math.inf
 
     # --- the end ---
@@ -556,8 +570,8 @@ class Process:
             trio.lowlevel.notify_closing(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1
-        if self._waiting is not None:
-            self._waiting.deadline = self._deadline()
+        if self._is_waiting:
+            trio.lowlevel.notify_closing(self._poll)
         self._finish()
 
     def _let_outputs_end(self) -> None:

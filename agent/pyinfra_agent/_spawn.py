@@ -134,34 +134,37 @@ def start_child(command: Command, cgroup: Cgroup | None = None) -> Child:
     """
     if not command.argv or not command.argv[0]:
         raise SpawnFailed("arguments", errno.EINVAL, "cannot run an empty command: name a program")
-    with contextlib.ExitStack() as on_failure:
-        try:
-            if command.pty is not None:
-                return _start_in_terminal(command, cgroup, command.pty, on_failure)
-            if command.prefix:
-                _check_program(command)  # the prefix could only tell by an exit code
-            return _start_with_pipes(command, cgroup, on_failure)
-        except ValueError as error:
-            raise SpawnFailed("arguments", errno.EINVAL, f"cannot run {_shown(command.argv[0])}: {error}") from error
-        except OSError as error:
-            text = f"cannot run {_shown(command.argv[0])}: {os.strerror(error.errno or 0).lower()}"
-            raise SpawnFailed("resources", error.errno or 0, text) from error
+    opened: list[int] = []  # and not handed over
+    try:
+        if command.pty is not None:
+            return _start_in_terminal(command, cgroup, command.pty, opened)
+        if command.prefix:
+            _check_program(command)  # the prefix could only tell by an exit code
+        return _start_with_pipes(command, cgroup, opened)
+    except ValueError as error:
+        raise SpawnFailed("arguments", errno.EINVAL, f"cannot run {_shown(command.argv[0])}: {error}") from error
+    except OSError as error:
+        text = f"cannot run {_shown(command.argv[0])}: {os.strerror(error.errno or 0).lower()}"
+        raise SpawnFailed("resources", error.errno or 0, text) from error
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
-def _start_with_pipes(command: Command, cgroup: Cgroup | None, on_failure: contextlib.ExitStack) -> Child:
-    stdout, childs_stdout = _pipe(on_failure)
-    stderr, childs_stderr = _pipe(on_failure)
+def _start_with_pipes(command: Command, cgroup: Cgroup | None, opened: list[int]) -> Child:
+    stdout, childs_stdout = _pipe(opened)
+    stderr, childs_stderr = _pipe(opened)
     stdin: int | None = None
     if command.stdin is Stdin.PIPE:
-        childs_stdin, stdin = _pipe(on_failure)
+        childs_stdin, stdin = _pipe(opened)
     elif command.stdin is Stdin.NONE:
         childs_stdin = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        on_failure.callback(os.close, childs_stdin)
+        opened.append(childs_stdin)
     else:
         childs_stdin = command.stdin
     pid = _execute(command, cgroup, command.argv, command.env, (childs_stdin, childs_stdout, childs_stderr))
     pidfd = _taken_up(pid, command)
-    on_failure.pop_all()
+    opened.clear()
     if not isinstance(command.stdin, int):
         os.close(childs_stdin)
     if stdin is not None:
@@ -173,34 +176,30 @@ def _start_with_pipes(command: Command, cgroup: Cgroup | None, on_failure: conte
     return Child(pid, pidfd, stdin, stdout, stderr, has_terminal=False, held=(childs_stdout, childs_stderr))
 
 
-def _start_in_terminal(
-    command: Command, cgroup: Cgroup | None, size: PtySize, on_failure: contextlib.ExitStack
-) -> Child:
+def _start_in_terminal(command: Command, cgroup: Cgroup | None, size: PtySize, opened: list[int]) -> Child:
     _check_program(command)  # the wrapper could only tell by an exit code
     try:
         master, slave = open_terminal(size)
     except OSError as error:
         text = f"cannot open a terminal: {os.strerror(error.errno or 0).lower()}"
         raise SpawnFailed("terminal", error.errno or 0, text) from error
-    on_failure.callback(os.close, master)
-    on_failure.callback(os.close, slave)
+    opened += (master, slave)
     if command.terminal_owner is not None:
         os.fchown(slave, command.terminal_owner, -1)  # as login(1) does: `$(tty)` is the user's to open
     childs_stdin = command.stdin if isinstance(command.stdin, int) else slave
     argv, env = in_terminal(command.argv, slave), terminal_environment(command.env, size)
     pid = _execute(command, cgroup, argv, env, (childs_stdin, slave, slave))
     pidfd = _taken_up(pid, command)
-    on_failure.pop_all()
+    opened.clear()
     os.close(slave)
     os.set_blocking(master, False)
     return Child(pid, pidfd, master if command.stdin is Stdin.PIPE else None, master, None, has_terminal=True)
 
 
-def _pipe(on_failure: contextlib.ExitStack) -> tuple[int, int]:
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    on_failure.callback(os.close, reader)
-    on_failure.callback(os.close, writer)
-    return reader, writer
+def _pipe(opened: list[int]) -> tuple[int, int]:
+    ends = os.pipe2(os.O_CLOEXEC)
+    opened += ends
+    return ends
 
 
 def _execute(

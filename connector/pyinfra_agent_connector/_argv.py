@@ -16,6 +16,7 @@ import os
 import re
 import shlex
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from pyinfra.api import StringCommand
@@ -140,7 +141,7 @@ def _as_agents_user(
     # The shell as pyinfra reads it: absent or no string means sh, None means that there is none.
     shell = arguments.get("_shell_executable", _DEFAULT_SHELL)
     if shell is not None:
-        words = plain_words(shell if isinstance(shell, str) else _DEFAULT_SHELL)
+        words = _words_of_shell(shell if isinstance(shell, str) else _DEFAULT_SHELL)
         if words:
             script = wrap(command, {**arguments, "_shell_executable": None})
             return Invocation([*words, "-c", script.get_raw_value()], {}, masked)
@@ -148,9 +149,16 @@ def _as_agents_user(
 
 
 def _check_shell(shell: object) -> None:
-    words = plain_words(shell) if isinstance(shell, str) else None
+    words = _words_of_shell(shell) if isinstance(shell, str) else None
     if words and os.path.basename(words[0]) in _NO_SHELLS:
         raise BadCommand(f"_shell_executable is {shell}, which runs no commands: name a shell, such as sh")
+
+
+# A run has few shells and many commands.
+@lru_cache(maxsize=64)
+def _words_of_shell(shell: str) -> tuple[str, ...] | None:
+    words = plain_words(shell)
+    return tuple(words) if words is not None else None
 
 
 def _as_other_user(whole: StringCommand, masked: str, arguments: Mapping[str, Any]) -> Invocation | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from ._constants_link import KEY
@@ -77,6 +78,7 @@ def check_public(key: bytes) -> None:
         raise KeyFormatError("this public key is written in a form that X25519 does not produce: make a new one")
 
 
+@lru_cache(maxsize=256)  # it stands in every line of the agent's log
 def fingerprint(key: bytes) -> str:
     """Return the short form of a public *key*, for people to compare: `k3fqz-7mw2c-...`.
 

@@ -241,7 +241,7 @@ async def test_answer_is_written_at_once_and_what_the_socket_does_not_take_by_th
             raise BlockingIOError
         return os.write(descriptor, data[:most])
 
-    monkeypatch.setattr(_link, "os", SimpleNamespace(write=write))
+    monkeypatch.setattr(_link, "os", SimpleNamespace(read=os.read, write=write))
     house = House(nursery)
     controller = await house.welcome(socket_pair)
     for _ in range(3):
@@ -261,7 +261,7 @@ async def test_answers_of_one_turn_keep_their_order_where_the_socket_takes_none_
             raise BlockingIOError
         return os.write(descriptor, data[:most])
 
-    monkeypatch.setattr(_link, "os", SimpleNamespace(write=write))
+    monkeypatch.setattr(_link, "os", SimpleNamespace(read=os.read, write=write))
     house = House(nursery)
     controller = await house.welcome(socket_pair)
     for _ in range(5):
