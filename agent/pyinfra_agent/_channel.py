@@ -109,7 +109,7 @@ class RequestChannel:
             SessionEnded: the session is over and the end of the data will never come.
             RequestCancelled: nor will it here, because the controller cancelled the request.
         """
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         if self._returned:
             returned, self._returned = self._returned, b""
             return [returned]
@@ -128,7 +128,8 @@ class RequestChannel:
             count += len(chunks[-1])
         self._inbox_bytes -= count
         self._protocol.consume(self.number, count)
-        self._wake_writer()
+        if self._protocol.has_data_to_send:
+            self._wake_writer()
         return chunks
 
     def put_back(self, data: bytes) -> None:

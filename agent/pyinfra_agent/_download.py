@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ._refusal import FileRefused, refused, show_path, translating
 from ._stat import type_of
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ._incoming import RunningDigest
 
 __all__ = ["Download"]
+
+_SMALL_BYTES: Final = 64 * 1024
 
 
 class Download:
@@ -75,8 +77,10 @@ class Download:
 
     def read_block(self, max_bytes: int) -> bytes:
         """Return the next *max_bytes* bytes, fewer only at the end; raises as `read`."""
-        block = self.read(max_bytes)
-        while len(block) < max_bytes and (more := self.read(max_bytes - len(block))):
+        # Python makes a buffer of all that is asked for, which takes longer than reading a small file into it.
+        most = min(max_bytes, max(self.size + 1, _SMALL_BYTES))
+        block = self.read(most)
+        while len(block) < max_bytes and (more := self.read(min(most, max_bytes - len(block)))):
             block += more
         return block
 

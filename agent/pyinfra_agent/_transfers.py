@@ -1,6 +1,6 @@
 """The put, get and stat requests: files between a channel and the disk.
 
-Blocking calls run in threads: one for a small file from opening to renaming, one per two mebibytes of
+Blocking calls run in threads (`_threads`): one call for a small file from opening to renaming, one per two mebibytes of
 a large one.  While a thread digests and writes, the event loop decrypts what comes next.
 
 As another user nothing is opened by the agent: the bytes go through a process that the controller's
@@ -20,9 +20,10 @@ from pyinfra_agent_protocol import DATA_BODY_BYTES, Digest, GetResult, PutResult
 from ._commands import start_command
 from ._download import Download
 from ._incoming import open_spool
-from ._refusal import FileRefused, show_path
+from ._refusal import show_path
 from ._spawn import Command, Stdin
 from ._stat import stat_path
+from ._threads import in_thread, in_thread_briefly
 from ._upload import Upload
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from ._process import Process
     from ._upload import UploadResult
 
-__all__ = ["announced", "in_thread", "run_get", "run_put", "run_stat", "unless_cancelled"]
+__all__ = ["announced", "run_get", "run_put", "run_stat", "unless_cancelled"]
 
 #: What one call into a thread reads or writes, about two mebibytes: half as much makes a transfer's agent 7 % dearer.
 #: A multiple of a frame's body, so that no crumb is left over.
@@ -65,7 +66,7 @@ async def run_get(context: Context, channel: RequestChannel, request: Get) -> Ge
 
 async def run_stat(context: Context, channel: RequestChannel, request: Stat) -> StatResult:
     """Look at a path."""
-    found = await in_thread(lambda: stat_path(context.locate(request.path), request.follow))
+    found = await in_thread_briefly(lambda: stat_path(context.locate(request.path), request.follow))
     return StatResult(dict(found) if found is not None else None)
 
 
@@ -75,14 +76,6 @@ async def unless_cancelled(channel: RequestChannel, transfer: Callable[[], Await
         channel.when_cancelled(scope.cancel)
         return await transfer()
     raise RequestRefused("cancelled", "the transfer was cancelled")
-
-
-async def in_thread(call: Callable[[], T]) -> T:
-    """Run a blocking *call*; its refusals become the request's."""
-    try:
-        return await trio.to_thread.run_sync(call)
-    except FileRefused as refusal:
-        raise RequestRefused(refusal.code, refusal.text) from refusal
 
 
 async def _put(context: Context, channel: RequestChannel, request: Put) -> PutResult:
@@ -109,7 +102,8 @@ async def _put(context: Context, channel: RequestChannel, request: Put) -> PutRe
         while True:
             chunks = await channel.receive(_BLOCK_BYTES)
             ended = channel.ended if channel.is_drained else None
-            done = await in_thread(partial(write, chunks, ended))
+            run = in_thread_briefly if upload is None and ended is not None else in_thread
+            done = await run(partial(write, chunks, ended))
             if done is not None:
                 return PutResult(done.size, done.created, done.in_place)
     except BaseException:
@@ -138,17 +132,19 @@ async def _get(context: Context, channel: RequestChannel, request: Get) -> GetRe
             download.close()
             raise
 
-    download, block = await in_thread(begin)
+    download, block = await in_thread_briefly(begin)
     size = 0
     try:
-        while block:
+        # A block that is not full is the last one.
+        while len(block) == _BLOCK_BYTES:
             size += len(block)
-            # A block that is not full was the last one.
-            following = _Ahead(partial(download.read_block, _BLOCK_BYTES) if len(block) == _BLOCK_BYTES else None)
+            following = _Ahead(partial(download.read_block, _BLOCK_BYTES))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(following.read)
                 await channel.send(block)
             block = following.result()
+        size += len(block)
+        await channel.send(block)
     finally:
         download.close()
     return GetResult(size, digest.digest(), download.mode)
@@ -157,17 +153,16 @@ async def _get(context: Context, channel: RequestChannel, request: Get) -> GetRe
 class _Ahead:
     """The next block, read while the one before is sent."""
 
-    def __init__(self, read: Callable[[], bytes] | None) -> None:
+    def __init__(self, read: Callable[[], bytes]) -> None:
         self._read = read
         self._block = b""
         self._refusal: RequestRefused | None = None
 
     async def read(self) -> None:
-        if self._read is not None:
-            try:
-                self._block = await in_thread(self._read)
-            except RequestRefused as refusal:
-                self._refusal = refusal  # raised by `result`: a nursery would put it into a group
+        try:
+            self._block = await in_thread(self._read)
+        except RequestRefused as refusal:
+            self._refusal = refusal  # raised by `result`: a nursery would put it into a group
 
     def result(self) -> bytes:
         if self._refusal is not None:

@@ -20,7 +20,8 @@ from pyinfra_agent_protocol import Digest, GetResult, PutResult, RequestRefused,
 from ._commands import start_command
 from ._incoming import open_spool
 from ._spawn import Command, Stdin
-from ._transfers import announced, in_thread, unless_cancelled
+from ._threads import in_thread
+from ._transfers import announced, unless_cancelled
 
 if TYPE_CHECKING:
     from pyinfra_agent_protocol import Get, Put, Stat

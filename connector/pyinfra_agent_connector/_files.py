@@ -30,9 +30,13 @@ def local_chunks(filename_or_io: str | os.PathLike[str] | IO[Any]) -> Iterator[b
         OSError: it cannot be read, or it is neither a name nor a readable object.
     """
     if isinstance(filename_or_io, str | os.PathLike):
+        # Python makes a buffer of all that is asked for, which takes longer than reading a small file into it.
+        most = DATA_BODY_BYTES
         with open(filename_or_io, "rb", buffering=0) as file:
-            while chunk := file.read(_CHUNK_BYTES):
+            while chunk := file.read(most):
                 yield chunk
+                if len(chunk) == most:
+                    most = _CHUNK_BYTES
         return
     if not hasattr(filename_or_io, "read"):
         raise AgentError(f"cannot upload {type(filename_or_io).__name__}: give a file name or an IO object")
