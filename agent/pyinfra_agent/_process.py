@@ -41,6 +41,10 @@ __all__ = ["Drain", "Exit", "Process", "Supervisor"]
 _DISCARD_BYTES: Final = 64 * 1024
 _UNKILLABLE_SECONDS: Final = 2.0  # a process in uninterruptible sleep survives SIGKILL for as long as it sleeps
 _REAPED_POLL_SECONDS: Final = 0.01
+#: Between two looks while commands run; the later ones for those that run for long. Who waits for a daemon to end
+#: asks less often.
+_FIRST_LOOK_FOR_ORPHANS_SECONDS: Final = 0.02
+_LAST_LOOK_FOR_ORPHANS_SECONDS: Final = 0.1
 _KEYBOARD_SIGNALS: Final = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP})
 
 
@@ -86,6 +90,8 @@ class Supervisor:
         self._nursery = nursery
         self._cgroups = cgroups
         self._processes: dict[int, Process] = {}
+        self._begun = 0  # commands so far
+        self._news = trio.lowlevel.ParkingLot()
         self._unfinished: set[Process] = set()
         self._discarding: set[int] = set()
 
@@ -118,7 +124,7 @@ class Supervisor:
             raise
         with reserved_descriptors():  # it cannot fail now: the child runs
             process = Process(self, child, cgroup, drain)
-        self._processes[process.pid] = process
+        self._begin(process)
         self._unfinished.add(process)
         return process
 
@@ -127,7 +133,7 @@ class Supervisor:
         cgroup = self._cgroups.resume(saved.cgroup) if self._cgroups is not None and saved.cgroup is not None else None
         process = Process.restored(self, saved, descriptors, cgroup, drain)
         if process.exit is None:
-            self._processes[process.pid] = process
+            self._begin(process)
         self._unfinished.add(process)
         return process
 
@@ -163,27 +169,51 @@ class Supervisor:
             reaped += 1
 
     async def reap_orphans_forever(self) -> None:
-        """Reap orphans as they die. Runs in the main thread only, where alone Python handles signals."""
-        token, deaths = trio.lowlevel.current_trio_token(), trio.lowlevel.ParkingLot()
+        """Reap orphans as they die. Runs in the main thread only, where alone Python handles signals.
 
-        def look(number: int, frame: FrameType | None) -> None:
-            # Nearly always a command has ended, which its pidfd says as well: to wake this task for it, too, would take
-            # longer than all the rest of its end. One that is behind it is found when that is answered.
-            try:
-                dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if dead is not None and dead.si_pid not in self._processes:
-                token.run_sync_soon(deaths.unpark_all, idempotent=True)
-
-        before = signal.signal(signal.SIGCHLD, look)
+        While no command runs SIGCHLD tells of each. But it also comes with the end of every command, which a pidfd has
+        told already, and takes as long as all the rest of that end: while commands run, orphans are looked for.
+        """
+        before = signal.getsignal(signal.SIGCHLD)
         try:
             while True:
-                if self.reap_orphans() and self._cgroups is not None:
-                    self._cgroups.sweep()
-                await deaths.park()
+                await self._wait_for_an_orphan_or_a_command()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                await self._look_for_orphans_while_commands_run()
         finally:
             signal.signal(signal.SIGCHLD, before)
+
+    async def _wait_for_an_orphan_or_a_command(self) -> None:
+        token = trio.lowlevel.current_trio_token()
+
+        def look(number: int, frame: FrameType | None) -> None:
+            token.run_sync_soon(self._news.unpark_all, idempotent=True)
+
+        signal.signal(signal.SIGCHLD, look)
+        while True:
+            self._reap_and_sweep()
+            if self._processes:
+                return
+            await self._news.park()
+
+    async def _look_for_orphans_while_commands_run(self) -> None:
+        interval = _FIRST_LOOK_FOR_ORPHANS_SECONDS
+        begun = -1
+        while self._processes or begun != self._begun:
+            interval = min(interval * 2, _LAST_LOOK_FOR_ORPHANS_SECONDS)
+            if begun != self._begun:
+                begun, interval = self._begun, _FIRST_LOOK_FOR_ORPHANS_SECONDS
+            await trio.sleep(interval)
+            self._reap_and_sweep()
+
+    def _reap_and_sweep(self) -> None:
+        if self.reap_orphans() and self._cgroups is not None:
+            self._cgroups.sweep()
+
+    def _begin(self, process: Process) -> None:
+        self._processes[process.pid] = process
+        self._begun += 1
+        self._news.unpark_all()
 
     def _give_back(self, cgroup: Cgroup | None) -> None:
         if self._cgroups is not None and cgroup is not None:

@@ -329,12 +329,55 @@ async def test_thirty_kills_leave_no_descriptor_and_no_zombie(supervisor):
     assert all(map(is_reaped, pids))
 
 
-async def test_orphans_are_reaped_as_they_die(supervisor, nursery):
-    nursery.start_soon(supervisor.reap_orphans_forever)
+async def orphan_of(supervisor):
     process = supervisor.spawn(sh("setsid sleep 300 >/dev/null 2>&1 & echo $!"))
     (orphan,) = await read_pids(process, 1)
     await process.wait()
     process.abandon()
+    return orphan
+
+
+async def test_orphans_are_reaped_as_they_die(supervisor, nursery):
+    before = signal.getsignal(signal.SIGCHLD)
+    nursery.start_soon(supervisor.reap_orphans_forever)
+    orphan = await orphan_of(supervisor)
+    await until(lambda: signal.getsignal(signal.SIGCHLD) not in (signal.SIG_DFL, before))
     os.kill(orphan, signal.SIGKILL)
     await until(lambda: is_reaped(orphan))
+    nursery.cancel_scope.cancel()
+
+
+async def test_handler_of_sigchld_is_put_back(supervisor):
+    before = signal.getsignal(signal.SIGCHLD)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(supervisor.reap_orphans_forever)
+        await trio.testing.wait_all_tasks_blocked()
+        assert signal.getsignal(signal.SIGCHLD) is not before
+        nursery.cancel_scope.cancel()
+    assert signal.getsignal(signal.SIGCHLD) is before
+
+
+async def test_orphans_are_reaped_while_a_command_runs(supervisor, nursery):
+    """A script that stops a daemon waits until it is gone, and a zombie is not."""
+    nursery.start_soon(supervisor.reap_orphans_forever)
+    orphan = await orphan_of(supervisor)
+    script = f"kill {orphan}; while kill -0 {orphan} 2>/dev/null; do sleep 0.01; done"
+    process = supervisor.spawn(sh(script))
+    with trio.fail_after(10):
+        assert await process.wait() == Exit(0, None)
+    process.abandon()
+    assert is_reaped(orphan)
+    nursery.cancel_scope.cancel()
+
+
+async def test_command_that_runs_on_does_not_keep_orphans_from_being_reaped(supervisor, nursery):
+    nursery.start_soon(supervisor.reap_orphans_forever)
+    orphan = await orphan_of(supervisor)
+    long = supervisor.spawn(sh("exec sleep 300"))
+    await until(lambda: signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL)
+    os.kill(orphan, signal.SIGKILL)
+    await until(lambda: is_reaped(orphan))
+    long.kill_tree()
+    await long.wait()
+    long.abandon()
     nursery.cancel_scope.cancel()
