@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 from pyinfra_agent_protocol import DEFAULT_PORT
 
 from ._config_discovery import DNS_EXPECTED, GROUPS_EXPECTED, read_dns, read_groups, read_interfaces, show_dns
+from ._drain import Drain
 from ._log import LogFormat
-from ._process import Drain
 from ._settings import Cgroups, OnLost, Settings
 from ._upload import SyncPolicy
 

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     from ._account import Account
     from ._litter import Litter
-    from ._process import Supervisor
     from ._settings import Settings
+    from ._supervisor import Supervisor
 
 __all__ = ["Context"]
 

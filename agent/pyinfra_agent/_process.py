@@ -1,7 +1,7 @@
-"""Running commands: their streams, their end, and what they leave behind.
+"""One running command: its streams and its end.
 
 A command is over when its main process has exited and both outputs are at EOF, or have been quiet for a moment
-(`Drain`): `sleep 300 &` holds the outputs open for five minutes, while `exec > >(tee log)` still writes up to 50 ms
+(`_drain`): `sleep 300 &` holds the outputs open for five minutes, while `exec > >(tee log)` still writes up to 50 ms
 after the exit. Normal exit never kills anything. An output that is not at EOF is read and thrown away until it is,
 and never closed before: a daemon that still prints must not die of SIGPIPE.
 """
@@ -10,42 +10,36 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import math
 import os
 import select
 import signal
-import struct
-import termios
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from pyinfra_agent._drain import Draining
 from pyinfra_agent._exits import UNKNOWN, is_our_child, wait_status
 from pyinfra_agent._kill import ProcessTree
-from pyinfra_agent._limits import reserved_descriptors
 from pyinfra_agent._pty import end_of_file, has_unread_input, set_size
 from pyinfra_agent._saved import SavedProcess
-from pyinfra_agent._spawn import Child, Command, SpawnFailed, start_child
+from pyinfra_agent._spawn import Child
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from types import FrameType
-
-    from pyinfra_agent._cgroup import Cgroup, CommandCgroups
+    from pyinfra_agent._cgroup import Cgroup
+    from pyinfra_agent._drain import Drain
     from pyinfra_agent._saved import Descriptors
+    from pyinfra_agent._supervisor import Supervisor
 
-__all__ = ["Drain", "Exit", "Process", "Supervisor"]
+__all__ = ["Exit", "Process"]
 
-_DISCARD_BYTES: Final = 64 * 1024
 _UNKILLABLE_SECONDS: Final = 2.0  # a process in uninterruptible sleep survives SIGKILL for as long as it sleeps
 _REAPED_POLL_SECONDS: Final = 0.01
-#: Between two looks while commands run; the later ones for those that run for long. Who waits for a daemon to end
-#: asks less often.
-_FIRST_LOOK_FOR_ORPHANS_SECONDS: Final = 0.02
-_LAST_LOOK_FOR_ORPHANS_SECONDS: Final = 0.1
 _KEYBOARD_SIGNALS: Final = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP})
+#: Between two looks whether what was typed at a terminal was read.
+_FIRST_LOOK_SECONDS: Final = 0.001
+_LAST_LOOK_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,180 +51,6 @@ class Exit:
 
     code: int | None
     signal: int | None
-
-
-#: Between two looks whether what was typed at a terminal was read.
-_FIRST_LOOK_SECONDS: Final = 0.001
-_LAST_LOOK_SECONDS: Final = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """How long outputs that stay open are listened to after the exit: while bytes come, and at most so long in all.
-
-    Only a reader's time counts, not the time in which it could not take more: quiet is counted while a read waits, and
-    a pause between two reads counts as no more than one quiet time.
-    """
-
-    quiet_seconds: float = 0.25
-    most_seconds: float = 5.0
-
-
-_DEFAULT_DRAIN: Final = Drain()
-
-
-class Supervisor:
-    """Starts commands, waits for them, and reaps and drains what they leave behind; an agent has one.
-
-    Its tasks run in the nursery it is given, which should live as long as the agent. Cancelling that nursery closes
-    no output under a living process; the end of the agent's process does.
-    """
-
-    def __init__(self, nursery: trio.Nursery, cgroups: CommandCgroups | None = None) -> None:
-        self._nursery = nursery
-        self._cgroups = cgroups
-        self._processes: dict[int, Process] = {}
-        self._begun = 0  # commands so far
-        self._news = trio.lowlevel.ParkingLot()
-        self._unfinished: set[Process] = set()
-        self._discarding: set[int] = set()
-
-    @property
-    def processes(self) -> tuple[Process, ...]:
-        """The commands whose main process is alive."""
-        return tuple(self._processes.values())
-
-    @property
-    def unfinished(self) -> int:
-        """How many commands hold something of the agent's: they run, or nobody has let go of them yet."""
-        return len(self._unfinished)
-
-    @property
-    def discarding(self) -> frozenset[int]:
-        """The outputs that are being thrown away: what an agent that restarts hands to its successor."""
-        return frozenset(self._discarding)
-
-    def spawn(self, command: Command, drain: Drain = _DEFAULT_DRAIN) -> Process:
-        """Start `command`; returns once it was executed.
-
-        Raises:
-            SpawnFailed: it did not start, and nothing of it is left.
-        """
-        cgroup = self._cgroups.take() if self._cgroups is not None else None
-        try:
-            child = start_child(command, cgroup)
-        except SpawnFailed:
-            self._give_back(cgroup)
-            raise
-        with reserved_descriptors():  # it cannot fail now: the child runs
-            process = Process(self, child, cgroup, drain)
-        self._begin(process)
-        self._unfinished.add(process)
-        return process
-
-    def restore(self, saved: SavedProcess, descriptors: Descriptors, drain: Drain = _DEFAULT_DRAIN) -> Process:
-        """Go on with a command that the agent before this one started."""
-        cgroup = self._cgroups.resume(saved.cgroup) if self._cgroups is not None and saved.cgroup is not None else None
-        process = Process.restored(self, saved, descriptors, cgroup, drain)
-        if process.exit is None:
-            self._begin(process)
-        self._unfinished.add(process)
-        return process
-
-    def discard(self, descriptor: int) -> None:
-        """Read `descriptor` and throw it away until EOF, then close it."""
-        self._discarding.add(descriptor)
-        # Closed, when the agent ends or is handed over: the output stays open until its process is gone.
-        with contextlib.suppress(RuntimeError):
-            self._nursery.start_soon(self._discard, descriptor)
-
-    def reap_orphans(self) -> int:
-        """Reap every dead child that is no command of ours; returns how many.
-
-        With the agent as subreaper these are what daemons become when they die. Children that somebody else in this
-        process started and will wait for are in the agent's own session, where no command's descendant can be.
-        """
-        reaped = 0
-        own_session = os.getsid(0)
-        while True:
-            try:
-                dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-                if dead is None:
-                    return reaped
-                process = self._processes.get(dead.si_pid)
-                if process is not None:
-                    process._reap()  # the kernel shows nobody else before this one is gone
-                    continue
-                if os.getsid(dead.si_pid) == own_session:
-                    return reaped  # and it hides the rest until it is waited for
-                os.waitid(os.P_PID, dead.si_pid, os.WEXITED | os.WNOHANG)
-            except (ChildProcessError, ProcessLookupError):
-                return reaped
-            reaped += 1
-
-    async def reap_orphans_forever(self) -> None:
-        """Reap orphans as they die. Runs in the main thread only, where alone Python handles signals.
-
-        While no command runs SIGCHLD tells of each. But it also comes with the end of every command, which a pidfd has
-        told already, and takes as long as all the rest of that end: while commands run, orphans are looked for.
-        """
-        before = signal.getsignal(signal.SIGCHLD)
-        try:
-            while True:
-                await self._wait_for_an_orphan_or_a_command()
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                await self._look_for_orphans_while_commands_run()
-        finally:
-            signal.signal(signal.SIGCHLD, before)
-
-    async def _wait_for_an_orphan_or_a_command(self) -> None:
-        token = trio.lowlevel.current_trio_token()
-
-        def look(number: int, frame: FrameType | None) -> None:
-            token.run_sync_soon(self._news.unpark_all, idempotent=True)
-
-        signal.signal(signal.SIGCHLD, look)
-        while True:
-            self._reap_and_sweep()
-            if self._processes:
-                return
-            await self._news.park()
-
-    async def _look_for_orphans_while_commands_run(self) -> None:
-        interval = _FIRST_LOOK_FOR_ORPHANS_SECONDS
-        begun = -1
-        while self._processes or begun != self._begun:
-            interval = min(interval * 2, _LAST_LOOK_FOR_ORPHANS_SECONDS)
-            if begun != self._begun:
-                begun, interval = self._begun, _FIRST_LOOK_FOR_ORPHANS_SECONDS
-            await trio.sleep(interval)
-            self._reap_and_sweep()
-
-    def _reap_and_sweep(self) -> None:
-        if self.reap_orphans() and self._cgroups is not None:
-            self._cgroups.sweep()
-
-    def _begin(self, process: Process) -> None:
-        self._processes[process.pid] = process
-        self._begun += 1
-        self._news.unpark_all()
-
-    def _give_back(self, cgroup: Cgroup | None) -> None:
-        if self._cgroups is not None and cgroup is not None:
-            self._cgroups.give_back(cgroup)
-
-    async def _discard(self, descriptor: int) -> None:
-        while True:
-            try:
-                if not os.read(descriptor, _DISCARD_BYTES):
-                    break
-                await trio.lowlevel.checkpoint()
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(descriptor)
-            except OSError:  # EIO: a terminal that nobody has open any more
-                break
-        self._discarding.discard(descriptor)
-        os.close(descriptor)
 
 
 class Process:
@@ -271,7 +91,7 @@ class Process:
             self._poll.register(child.pidfd, select.EPOLLIN)
         self._ready: list[int] = []
         self._is_waiting = False  # for an output or the exit, and for as long as that takes
-        self._drain = _Draining(drain)
+        self._drain = Draining(drain)
         self._is_abandoned = False
 
     def __repr__(self) -> str:
@@ -490,7 +310,7 @@ class Process:
         while self._ready:
             descriptor = self._ready.pop(0)  # in the order in which they became ready
             if descriptor == self._pidfd:
-                self._reap()
+                self.reap()
                 # What was written before the exit is there.
                 self._ready = list(self._outputs)
             elif descriptor in self._outputs:
@@ -570,7 +390,7 @@ class Process:
         """See to it that the exit is noticed even though nobody reads."""
         if self._exit is None and not self._is_watched:
             self._is_watched = True
-            self._supervisor._nursery.start_soon(self._wait_for_exit)
+            self._supervisor.start_soon(self._wait_for_exit)
 
     async def _wait_for_exit(self) -> None:
         while self._exit is None:
@@ -578,20 +398,19 @@ class Process:
                 await trio.lowlevel.wait_readable(self._pidfd)
             except trio.ClosedResourceError:
                 return  # a reader was first
-            self._reap()
+            self.reap()
             if self._exit is None:
                 await trio.sleep(_REAPED_POLL_SECONDS)  # its parent, which is not us, has not yet reaped it
         self._supervisor.reap_orphans()
 
-    def _reap(self) -> None:
+    def reap(self) -> None:
         """Take the main process's status, if it has exited and this was not done before."""
         if self._exit is not None:
             return
         self._exit = self._ended()
         if self._exit is None:
             return
-        if self._supervisor._processes.get(self.pid) is self:
-            del self._supervisor._processes[self.pid]
+        self._supervisor.note_exit(self)
         self._tree.leader_reaped = True
         self._let_outputs_end()
         self._drain.begin()
@@ -630,73 +449,11 @@ class Process:
     def _finish(self) -> None:
         """Give back what the command had of the agent's, once it has exited and nobody will want to end its tree."""
         if self._exit is not None and self._is_abandoned:
-            self._supervisor._unfinished.discard(self)
             self._tree.cgroup = None  # another command's from now on
-            self._supervisor._give_back(self._cgroup)
+            self._supervisor.let_go(self, self._cgroup)
 
     def _close_stdin(self) -> None:
         descriptor, self._stdin = self._stdin, None
         if descriptor is not None and not self._has_terminal:
             trio.lowlevel.notify_closing(descriptor)
             os.close(descriptor)
-
-
-class _Draining:
-    """The clock that ends the outputs of a command after its exit: one for both, as either may be still written to."""
-
-    def __init__(self, drain: Drain) -> None:
-        #: Set when enough was waited, whatever may still come.
-        self.is_over = False
-        self._quiet_seconds = drain.quiet_seconds
-        self._left_seconds = drain.most_seconds
-        self._marked_at = math.inf  # when time was last charged; infinite until the exit
-        self._rest: dict[int, int] = {}
-
-    @property
-    def is_spent(self) -> bool:
-        """True when all the time after the exit is used up."""
-        return self._left_seconds <= 0 and self._marked_at < math.inf
-
-    @property
-    def patience_seconds(self) -> float:
-        """How long a reader may wait now."""
-        return max(0.0, min(self._quiet_seconds, self._left_seconds))
-
-    def begin(self) -> None:
-        """Note the exit."""
-        self._marked_at = trio.current_time()
-
-    def export(self, outputs: Sequence[int | None]) -> tuple[float, tuple[int | None, int | None]]:
-        """Return the seconds that are left, and what `rest_of` has said of stdout and stderr."""
-        if self.is_over:
-            return 0.0, (0, 0)
-        stdout, stderr = (self._rest.get(number) if number is not None else None for number in outputs)
-        return max(0.0, self._left_seconds), (stdout, stderr)
-
-    def resume(self, seconds: float, rest: Mapping[int | None, int | None]) -> None:
-        """Go on after the exit, from what was exported."""
-        self.begin()
-        self._left_seconds = seconds
-        self._rest = {number: count for number, count in rest.items() if number is not None and count is not None}
-
-    def charge(self) -> None:
-        """Count the time since the last call, or no more than one quiet time of it."""
-        if self._marked_at < math.inf:
-            now = trio.current_time()
-            self._left_seconds -= min(now - self._marked_at, self._quiet_seconds)
-            self._marked_at = now
-
-    def rest_of(self, descriptor: int) -> int:
-        """Return how many bytes of those that were there when the time was spent are not yet taken."""
-        if descriptor not in self._rest:
-            self._rest[descriptor] = _readable_bytes(descriptor)
-        return self._rest[descriptor]
-
-    def take(self, descriptor: int, count: int) -> None:
-        """Note that *count* of them were."""
-        self._rest[descriptor] -= count
-
-
-def _readable_bytes(descriptor: int) -> int:
-    (count,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, b"\0" * 4))
-    return int(count)

@@ -28,12 +28,12 @@ from ._log import log
 from ._metrics import Counters
 from ._notify import notify_stopping
 from ._oom import spare_commands
-from ._process import Supervisor
 from ._requests import Requests, RunningRequest
 from ._saved import Descriptors, SavedAgent, SavedStateInvalid
 from ._session import AgentSession, SessionTable
 from ._settings import Cgroups
 from ._spawn import inherit_nothing_of_the_agent
+from ._supervisor import Supervisor
 from ._version import software_version
 from ._watch import follow_changes
 from ._watchdog import ObservedListener

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from pyinfra_agent_protocol import CHANNELS_MAX
 
+from ._drain import Drain
 from ._environment import login_environment
 from ._log import LogFormat
-from ._process import Drain
 from ._upload import SyncPolicy
 
 if TYPE_CHECKING:

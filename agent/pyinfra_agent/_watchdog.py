@@ -20,7 +20,7 @@ from ._spawn import Command, SpawnFailed
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from ._process import Supervisor
+    from ._supervisor import Supervisor
 
 __all__ = ["ObservedListener", "feed_watchdog", "try_to_spawn"]
 

@@ -18,9 +18,9 @@ from pyinfra_agent._context import Context
 from pyinfra_agent._controllers import Controller
 from pyinfra_agent._dispatch import handle_request
 from pyinfra_agent._policy import Policy
-from pyinfra_agent._process import Supervisor
 from pyinfra_agent._session import SessionTable
 from pyinfra_agent._settings import Settings
+from pyinfra_agent._supervisor import Supervisor
 from pyinfra_agent_protocol import (
     AGENT_BUDGET_BYTES,
     SESSION_ID_BYTES,

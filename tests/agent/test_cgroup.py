@@ -11,8 +11,8 @@ import trio
 
 from pyinfra_agent import _cgroup
 from pyinfra_agent._cgroup import CgroupsUnavailable, find_delegated, open_cgroups
-from pyinfra_agent._process import Supervisor
 from pyinfra_agent._spawn import Command, SpawnFailed
+from pyinfra_agent._supervisor import Supervisor
 from tests.agent.cgroups import delegated_cgroup, hierarchy, own_path
 from tests.agent.helpers import until
 

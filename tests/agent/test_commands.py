@@ -13,8 +13,8 @@ import pytest
 import trio
 
 from pyinfra_agent import _commands
+from pyinfra_agent._drain import Drain
 from pyinfra_agent._limits import RareLog
-from pyinfra_agent._process import Drain
 from pyinfra_agent._settings import OnLost
 from pyinfra_agent_protocol import CloseSession, Exec, PtySize
 from tests.agent.helpers import House, is_alive, sh, socket_pair, until

@@ -22,8 +22,8 @@ from pyinfra_agent._config import (
     parse_address,
     parse_config,
 )
+from pyinfra_agent._drain import Drain
 from pyinfra_agent._log import LogFormat
-from pyinfra_agent._process import Drain
 from pyinfra_agent._settings import Cgroups, DnsZone, OnLost, Settings
 from pyinfra_agent._upload import SyncPolicy
 

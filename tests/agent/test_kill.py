@@ -17,9 +17,10 @@ import trio.testing
 from pyinfra_agent import _kill
 from pyinfra_agent._cgroup import open_cgroups
 from pyinfra_agent._kill import ProcessTree, become_subreaper
-from pyinfra_agent._process import Exit, Supervisor
+from pyinfra_agent._process import Exit
 from pyinfra_agent._pty import PtySize
 from pyinfra_agent._spawn import Command, Stdin
+from pyinfra_agent._supervisor import Supervisor
 from tests.agent.cgroups import delegated_cgroup
 
 ENV = {b"PATH": b"/usr/local/bin:/usr/bin:/bin"}

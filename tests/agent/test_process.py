@@ -14,9 +14,11 @@ import pytest
 import trio
 import trio.testing
 
-from pyinfra_agent._process import Drain, Exit, Supervisor
+from pyinfra_agent._drain import Drain
+from pyinfra_agent._process import Exit
 from pyinfra_agent._pty import PtySize
 from pyinfra_agent._spawn import Command, SpawnFailed, Stdin, inherit_nothing_of_the_agent
+from pyinfra_agent._supervisor import Supervisor
 
 ENV = {b"PATH": b"/usr/local/bin:/usr/bin:/bin"}
 # 32 and 33 are its own; make leaves one blocked, and no program can change that.

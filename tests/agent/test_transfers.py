@@ -7,7 +7,7 @@ import os
 import pytest
 import trio
 
-from pyinfra_agent._process import Drain
+from pyinfra_agent._drain import Drain
 from pyinfra_agent_protocol import Get, Put, Stat
 from tests.agent.helpers import House, announced, is_alive, socket_pair, until
 

@@ -12,8 +12,8 @@ import trio
 import trio.testing
 
 from pyinfra_agent import _watchdog
-from pyinfra_agent._process import Supervisor
 from pyinfra_agent._spawn import SpawnFailed
+from pyinfra_agent._supervisor import Supervisor
 from pyinfra_agent._watchdog import ObservedListener, feed_watchdog, try_to_spawn
 
 
