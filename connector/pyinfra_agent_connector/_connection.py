@@ -39,7 +39,8 @@ from pyinfra_agent_protocol.keys import fingerprint, format_public
 from ._call import Call
 from ._errors import AgentError, ConnectionLost, HungUp, NotAuthorized, Refused, Unreachable, one_line
 from ._known import UntrustedAgent
-from ._link import Link, open_link
+from ._link import Link
+from ._opening import open_link
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from pyinfra_agent_protocol import Request, Welcome
 
     from ._identity import Identity
-    from ._link import Endpoint, Opened
+    from ._opening import Endpoint, Opened
 
 __all__ = ["Connection"]
 

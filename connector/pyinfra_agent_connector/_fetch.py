@@ -7,7 +7,7 @@ from typing import NoReturn
 from pyinfra_agent_protocol import SESSION_ID_BYTES, ControllerPayload
 from pyinfra_agent_protocol.keys import KeyPair
 
-from ._link import Endpoint, open_link
+from ._opening import Endpoint, open_link
 
 __all__ = ["fetch"]
 

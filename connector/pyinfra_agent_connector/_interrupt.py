@@ -38,6 +38,7 @@ _NOT_TO_BE_BROKEN: Final = (
     "pyinfra_agent_connector._call",
     "pyinfra_agent_connector._connection",
     "pyinfra_agent_connector._link",
+    "pyinfra_agent_connector._opening",
     "pyinfra_agent_connector._processes",
 )
 

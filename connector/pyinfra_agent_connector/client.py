@@ -37,7 +37,7 @@ from ._connection import Connection
 from ._errors import AgentError, CommandTimeout, Refused
 from ._feeder import Feeder
 from ._interrupt import interrupts
-from ._link import Endpoint
+from ._opening import Endpoint
 from ._settings import CONNECT_SECONDS, RESUME_SECONDS
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from pyinfra.api import Config, Inventory, State
 from pyinfra.connectors.util import make_unix_command_for_host
 
 from pyinfra_agent_connector._identity import Identity
-from pyinfra_agent_connector._link import Endpoint
+from pyinfra_agent_connector._opening import Endpoint
 from pyinfra_agent_connector.client import AgentClient
 from pyinfra_agent_protocol import (
     AgentPayload,

@@ -11,10 +11,10 @@ from contextlib import suppress
 import gevent
 import pytest
 
-from pyinfra_agent_connector import _link
+from pyinfra_agent_connector import _link, _opening
 from pyinfra_agent_connector._errors import NotAuthorized, Unreachable
 from pyinfra_agent_connector._known import UntrustedAgent
-from pyinfra_agent_connector._link import Endpoint, open_link
+from pyinfra_agent_connector._opening import Endpoint, open_link
 from pyinfra_agent_protocol import AgentPayload, ControllerPayload, ExecResult, NotAnAgent, Responder
 from pyinfra_agent_protocol._frames import FrameType, encode_header
 from pyinfra_agent_protocol._messages import Ping
@@ -144,7 +144,7 @@ def test_link_tries_every_address_of_a_name(monkeypatch):
     def look_up(host, port, *rest, **more):
         return [(2, 1, 6, "", ("127.0.0.1", free_port())), (2, 1, 6, "", ("127.0.0.1", port))]
 
-    monkeypatch.setattr(_link.socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(_opening.socket, "getaddrinfo", look_up)
     with FakeAgent(lambda conversation: conversation.welcome()) as agent:
         opened = open_link(endpoint(agent.port), KeyPair.generate(), accept_any, PAYLOAD, SECONDS)
         opened.sock.close()

@@ -13,11 +13,11 @@ import gevent
 import pytest
 from gevent import socket
 
-from pyinfra_agent_connector import _link, _mdns, _on_link
+from pyinfra_agent_connector import _mdns, _on_link, _opening
 from pyinfra_agent_connector._dns import Kind, to_name, write_query
 from pyinfra_agent_connector._interfaces import Interface, interfaces
-from pyinfra_agent_connector._link import Endpoint
 from pyinfra_agent_connector._mdns import Browsed, browse, browse_seconds, find_on_link
+from pyinfra_agent_connector._opening import Endpoint
 from pyinfra_agent_protocol.advert import Advert
 from pyinfra_agent_protocol.keys import KeyPair, fingerprint
 from tests.connector.helpers import LOCALHOST, FakeAgent, free_port, serve_quietly
@@ -287,10 +287,10 @@ def test_many_who_ask_at_once_share_one_look(announced, monkeypatch):
 def test_name_that_dns_does_not_have_is_asked_for_on_the_links(monkeypatch):
     """And the agent's own port counts, where the usual one was meant."""
     with FakeAgent(serve_quietly) as agent:
-        monkeypatch.setattr(_link, "addresses_on_link", lambda name, port: [(2, 1, 6, "", (LOCALHOST, agent.port))])
-        monkeypatch.setattr(_link.socket, "getaddrinfo", _refuse)
+        monkeypatch.setattr(_opening, "addresses_on_link", lambda name, port: [(2, 1, 6, "", (LOCALHOST, agent.port))])
+        monkeypatch.setattr(_opening.socket, "getaddrinfo", _refuse)
         for text in ("web1", "web1.local"):
-            _link._connect(Endpoint(text, 7963), 5.0, time.monotonic() + 5).close()
+            _opening._connect(Endpoint(text, 7963), 5.0, time.monotonic() + 5).close()
 
 
 def _refuse(*arguments, **more):
@@ -299,11 +299,11 @@ def _refuse(*arguments, **more):
 
 def test_name_of_dns_is_not_asked_for_on_the_links(monkeypatch):
     asked = []
-    monkeypatch.setattr(_link, "addresses_on_link", lambda name, port: asked.append(name) or [])
-    monkeypatch.setattr(_link.socket, "getaddrinfo", _refuse)
+    monkeypatch.setattr(_opening, "addresses_on_link", lambda name, port: asked.append(name) or [])
+    monkeypatch.setattr(_opening.socket, "getaddrinfo", _refuse)
     for text, words in (("web1.example.com", "not known$"), ("web1", "no agent on its links announces that name$")):
-        with pytest.raises(_link.Unreachable, match=words):
-            _link._connect(Endpoint(text, 7963), 5.0, time.monotonic() + 5)
+        with pytest.raises(_opening.Unreachable, match=words):
+            _opening._connect(Endpoint(text, 7963), 5.0, time.monotonic() + 5)
     assert asked == ["web1"]
 
 
@@ -315,13 +315,13 @@ def test_agent_that_is_not_there_any_more_is_asked_for_by_its_key(monkeypatch):
             asked.append(alias)
             return [(2, 1, 6, "", (LOCALHOST, agent.port))]
 
-        monkeypatch.setattr(_link, "addresses_on_link", find)
-        _link._connect(Endpoint(LOCALHOST, free_port(), PRINT), 5.0, time.monotonic() + 5).close()
-        _link._connect(Endpoint(LOCALHOST, agent.port, PRINT), 5.0, time.monotonic() + 5).close()
+        monkeypatch.setattr(_opening, "addresses_on_link", find)
+        _opening._connect(Endpoint(LOCALHOST, free_port(), PRINT), 5.0, time.monotonic() + 5).close()
+        _opening._connect(Endpoint(LOCALHOST, agent.port, PRINT), 5.0, time.monotonic() + 5).close()
     assert asked == [PRINT]
-    monkeypatch.setattr(_link, "addresses_on_link", lambda alias, port: [])
-    with pytest.raises(_link.Unreachable, match="nothing listens"):
-        _link._connect(Endpoint(LOCALHOST, free_port(), PRINT), 5.0, time.monotonic() + 5)
+    monkeypatch.setattr(_opening, "addresses_on_link", lambda alias, port: [])
+    with pytest.raises(_opening.Unreachable, match="nothing listens"):
+        _opening._connect(Endpoint(LOCALHOST, free_port(), PRINT), 5.0, time.monotonic() + 5)
 
 
 def test_addresses_have_the_agents_own_port_where_the_usual_one_is_meant(announced):

@@ -9,7 +9,8 @@ import gevent
 import pytest
 from gevent import socket
 
-from pyinfra_agent_connector._link import Link, Opened
+from pyinfra_agent_connector._link import Link
+from pyinfra_agent_connector._opening import Opened
 from pyinfra_agent_protocol import (
     DataReceived,
     Info,

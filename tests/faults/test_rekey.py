@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pyinfra_agent_connector import _link
+from pyinfra_agent_connector import _opening
 from tests.faults.helpers import NumberedLines, chunks_of, connected, times
 from tests.faults.proxy import DEADLY, DOWN, UP, FaultProxy
 
@@ -25,8 +25,8 @@ SIZE_BYTES = 2 << 20
 @pytest.fixture
 def rekeying(lab, monkeypatch):
     """An agent and this process's controllers, which change keys every few records."""
-    changing = functools.partial(_link.Initiator, rekey_after=REKEY_AFTER_RECORDS)
-    monkeypatch.setattr(_link, "Initiator", changing)
+    changing = functools.partial(_opening.Initiator, rekey_after=REKEY_AFTER_RECORDS)
+    monkeypatch.setattr(_opening, "Initiator", changing)
     controller = lab.controller()
     return lab.agent(controller, prefix=(sys.executable, "-c", SERVE)), controller
 
