@@ -22,7 +22,7 @@ from pyinfra.connectors.base import BaseConnector, host_to_connector_data
 from pyinfra.connectors.util import CommandOutput
 
 from pyinfra_agent_connector import _host
-from pyinfra_agent_connector._host import exit_status
+from pyinfra_agent_connector._prepared import exit_status
 from pyinfra_agent_connector.faces.v3 import AgentConnector, AgentData
 from pyinfra_agent_protocol import DEFAULT_PORT, ExecResult
 from pyinfra_agent_protocol.keys import KeyPair, format_public

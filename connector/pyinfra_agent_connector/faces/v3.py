@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pyinfra.api.arguments import ConnectorArguments
     from pyinfra.connectors.util import CommandOutput
 
-    from .._host import PreparedTransfer
+    from .._prepared import PreparedTransfer
 
 __all__ = ["AgentConnector", "AgentData"]
 
