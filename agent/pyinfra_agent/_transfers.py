@@ -54,6 +54,8 @@ T = TypeVar("T")
 
 async def run_put(context: Context, channel: RequestChannel, request: Put) -> PutResult:
     """Receive a file, verify it, and let it appear at its place, or give it to the writer."""
+    if request.argv is None and channel.ended is not None and not channel.cancelled.is_set():
+        return await _put(context, channel, request)  # all data is there: nothing is waited for that a cancel would end
     put = _put_as_other if request.argv is not None else _put
     return await unless_cancelled(channel, lambda: put(context, channel, request))
 

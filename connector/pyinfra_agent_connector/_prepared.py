@@ -29,6 +29,8 @@ __all__ = ["PreparedCommand", "PreparedTransfer", "boot_id", "exit_status"]
 
 #: What pyinfra's reboot takes for a connection that was lost.
 _LOST_EXIT: Final = -1
+#: What an agent refuses everything with that is about to end (SPEC.md section 10).
+_STOPPING: Final = "stopping"
 #: What stands before the words of another user's command in the agent's refusal.
 _AS_OTHER: Final = "as the other user: "
 #: A shell reports death by signal N as this and N (POSIX.1-2017, XCU 2.8.2).
@@ -186,9 +188,15 @@ def exit_status(ended: ExecResult) -> int:
 
 
 def boot_id(client: AgentClient, *, expects_loss: bool = False) -> str:
-    """Return what is another after each boot of the agent's machine; "" if the agent does not say."""
+    """Return what is another after each boot of the agent's machine; "" if the agent does not say.
+
+    Raises:
+        Refused: the agent is stopping, and will say when it is back.
+    """
     try:
         told = client.info(expects_loss=expects_loss).get("boot_id")
-    except Refused:
+    except Refused as error:
+        if error.code == _STOPPING:
+            raise
         return ""
     return told if isinstance(told, str) else ""

@@ -12,8 +12,11 @@ from tests.connector.helpers import FakeAgent, state_of
 IN_BACKGROUND = "( sleep 1 && reboot ) </dev/null >/dev/null 2>&1 &"
 
 
-def boot(name, *, status=0):
-    """Return the script of an agent in the boot *name*; a command ends with *status*, or the connection for None."""
+def boot(name, *, status=0, refusal="denied"):
+    """Return the script of an agent in the boot *name*; a command ends with *status*, or the connection for None.
+
+    For None as the name it refuses to tell it.
+    """
 
     def serve(conversation):
         conversation.open()
@@ -21,7 +24,7 @@ def boot(name, *, status=0):
             asked = conversation.request()
             if isinstance(asked.request, Info):
                 if name is None:
-                    conversation.session.send_refusal(asked.channel, "denied", "nobody is told")
+                    conversation.session.send_refusal(asked.channel, refusal, "nobody is told")
                     conversation.flush()
                 else:
                     conversation.answer(asked.channel, InfoResult({"boot_id": name}))
@@ -72,6 +75,17 @@ def test_agent_that_does_not_tell_its_boot_is_believed(name):
     with FakeAgent(boot(name)) as agent:
         host = connected(agent)
         assert reboot(host)
+        connect_anew(host)
+        host.disconnect()
+
+
+def test_agent_that_is_stopping_is_still_in_the_last_boot():
+    """systemd stops it a while after the command for the reboot has ended."""
+    with FakeAgent(boot("a"), boot(None, refusal="stopping"), boot("b")) as agent:
+        host = connected(agent)
+        assert reboot(host)
+        with pytest.raises(ConnectError, match="nobody is told"):
+            connect_anew(host)
         connect_anew(host)
         host.disconnect()
 
