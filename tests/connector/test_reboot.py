@@ -80,7 +80,7 @@ def test_agent_that_does_not_tell_its_boot_is_believed(name):
 
 
 def test_agent_that_is_stopping_is_still_in_the_last_boot():
-    """systemd stops it a while after the command for the reboot has ended."""
+    """It is stopped a while after the command for the reboot has ended."""
     with FakeAgent(boot("a"), boot(None, refusal="stopping"), boot("b")) as agent:
         host = connected(agent)
         assert reboot(host)
