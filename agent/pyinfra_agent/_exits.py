@@ -39,14 +39,19 @@ def wait_status(pidfd: int) -> int | None:
     It is `UNKNOWN` where the kernel does not say. The descriptor must have been opened before the process was reaped.
     Once it is readable and this returns None, it becomes EPOLLHUP when there is more to know.
     """
-    answer = bytearray(_INFO.size)
-    struct.pack_into("=Q", answer, 0, _WANT_EXIT)
-    try:
-        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, answer)
-    except OSError:  # before Linux 6.13 always; before 6.15 once the process is gone
-        return UNKNOWN if _is_over(pidfd) else None
-    mask, *_, status = _INFO.unpack(answer)
-    return int(status) if mask & _WANT_EXIT else None
+    # Twice: Linux looks for the exit first and then for the process, and fails if it is reaped in between.
+    for _ in range(2):
+        answer = bytearray(_INFO.size)
+        struct.pack_into("=Q", answer, 0, _WANT_EXIT)
+        try:
+            fcntl.ioctl(pidfd, _PIDFD_GET_INFO, answer)
+        except OSError:  # before Linux 6.13 always; before 6.15 once the process is gone
+            if not _is_over(pidfd):
+                return None
+        else:
+            mask, *_, status = _INFO.unpack(answer)
+            return int(status) if mask & _WANT_EXIT else None
+    return UNKNOWN
 
 
 def _is_over(pidfd: int) -> bool:

@@ -103,6 +103,12 @@ class Supervisor:
         With the agent as subreaper these are what daemons become when they die. Children that somebody else in this
         process started and will wait for are in the agent's own session, where no command's descendant can be.
         """
+        reaped = self._reap_orphans()
+        if reaped and self._cgroups is not None:
+            self._cgroups.sweep()  # one of theirs may be empty now
+        return reaped
+
+    def _reap_orphans(self) -> int:
         reaped = 0
         own_session = os.getsid(0)
         while True:
@@ -144,7 +150,7 @@ class Supervisor:
 
         signal.signal(signal.SIGCHLD, look)
         while True:
-            self._reap_and_sweep()
+            self.reap_orphans()
             if self._processes:
                 return
             await self._news.park()
@@ -157,11 +163,7 @@ class Supervisor:
             if begun != self._begun:
                 begun, interval = self._begun, _FIRST_LOOK_FOR_ORPHANS_SECONDS
             await trio.sleep(interval)
-            self._reap_and_sweep()
-
-    def _reap_and_sweep(self) -> None:
-        if self.reap_orphans() and self._cgroups is not None:
-            self._cgroups.sweep()
+            self.reap_orphans()
 
     def _begin(self, process: Process) -> None:
         self._processes[process.pid] = process

@@ -13,11 +13,12 @@ library decides about its signals itself.
 from __future__ import annotations
 
 import atexit
+import functools
 import signal
 import sys
 import weakref
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 
 import gevent
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from types import FrameType
 
 __all__ = ["Interrupts", "interrupts"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: For all clients to be closed at exit, after the first Ctrl-C and after a second one.
 _CLOSE_SECONDS: Final = 1.0
@@ -89,27 +93,32 @@ class Interrupts:
                 signal.signal(signal.SIGINT, self._previous)
                 self._previous = None
 
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Be ended by Ctrl-C within this block, with GreenletExit.
+    def interruptible(self) -> Interruptible:
+        """Be ended by Ctrl-C within this block, or this function, with GreenletExit.
 
         Raises:
             GreenletExit: also on entry, once there was a Ctrl-C.
             KeyboardInterrupt: instead of it in the main greenlet, which nobody can end by GreenletExit.
         """
+        return Interruptible(self)
+
+    def begin_waiting(self) -> Any:  # noqa: ANN401 - gevent has no types
+        """Begin such a block; return what `end_waiting` takes, None for a greenlet that may go on."""
         current = gevent.getcurrent()
         if current in self._leaving:
-            yield
-            return
+            return None
         if self.is_interrupted:
             raise KeyboardInterrupt if current.parent is None else gevent.GreenletExit
         self._waiting[current] = self._waiting.get(current, 0) + 1
-        try:
-            yield
-        finally:
-            self._waiting[current] -= 1
-            if not self._waiting[current]:
-                del self._waiting[current]
+        return current
+
+    def end_waiting(self, begun: Any) -> None:  # noqa: ANN401 - gevent has no types
+        """End such a block."""
+        if begun is None:
+            return
+        self._waiting[begun] -= 1
+        if not self._waiting[begun]:
+            del self._waiting[begun]
 
     @contextmanager
     def leaving(self) -> Iterator[None]:
@@ -150,6 +159,30 @@ class Interrupts:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             seconds = _HURRY_SECONDS if self._is_hurried else _CLOSE_SECONDS
             gevent.joinall([gevent.spawn(client.close) for client in tuple(self._clients)], timeout=seconds)
+
+
+# Every request is in one: a generator would take as long as some of the rest.
+class Interruptible:
+    """A block, or a function, that `Interrupts.interruptible` makes."""
+
+    def __init__(self, interrupts: Interrupts) -> None:
+        self._interrupts = interrupts
+
+    def __enter__(self) -> None:
+        self._begun = self._interrupts.begin_waiting()
+
+    def __exit__(self, *error: object) -> None:
+        self._interrupts.end_waiting(self._begun)
+
+    def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
+        """Return *function* as such a block."""
+
+        @functools.wraps(function)
+        def call(*args: P.args, **options: P.kwargs) -> T:
+            with Interruptible(self._interrupts):  # many greenlets may be in it at a time
+                return function(*args, **options)
+
+        return call
 
 
 def _is_not_to_be_broken(frame: FrameType | None) -> bool:

@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 
 import msgpack
 import pytest
@@ -340,6 +341,45 @@ def test_status_of_somebody_elses_child_is_known_once_it_was_reaped(script, stat
             parent.stdin.write("\n")
         finally:
             os.close(pidfd)
+
+
+PARENT_OF_MANY = """
+import os, sys
+for _ in range(int(sys.argv[1])):
+    wait, go = os.pipe()
+    child = os.fork()
+    if not child:
+        os.read(wait, 1)
+        os._exit(3)
+    print(child, flush=True)
+    sys.stdin.readline()
+    os.write(go, b"x")
+    os.waitpid(child, 0)
+    os.close(wait)
+    os.close(go)
+"""
+
+
+def test_status_of_somebody_elses_child_is_known_in_the_moment_in_which_it_is_reaped():
+    """One call in eight fell between the kernel's two looks."""
+    if tuple(map(int, platform.release().split(".")[:2])) < (6, 15):
+        pytest.skip("the kernel is older than 6.15 and does not tell how another process's child ended")
+    many = 500
+    statuses = set()
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT_OF_MANY, str(many)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        for _ in range(many):
+            pidfd = os.pidfd_open(int(parent.stdout.readline()))
+            print(file=parent.stdin, flush=True)
+            deadline = time.monotonic() + 10
+            while (status := wait_status(pidfd)) is None:
+                assert time.monotonic() < deadline
+            statuses.add(status)
+            os.close(pidfd)
+    assert statuses == {3 << 8}
 
 
 def test_old_kernel_knows_the_end_and_not_how(monkeypatch):
