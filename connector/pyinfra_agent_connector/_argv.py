@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from pyinfra.api import QuoteString, StringCommand
+from pyinfra.api import StringCommand
 
 from ._errors import AgentError
 
@@ -35,7 +35,6 @@ __all__ = ["BadCommand", "Invocation", "build_invocation", "plain_words"]
 _SU_PASSWORD: Final = "PYINFRA_SU_PASSWORD"
 _ASKPASS_VARIABLES: Final = ("SUDO_ASKPASS", "PYINFRA_SUDO_PASSWORD", _SU_PASSWORD)
 _DEFAULT_SHELL: Final = "sh"
-_BITS_OF_SHELL: Final = 3  # SHELL -c SCRIPT
 #: What becomes part of the script.
 _WITHIN_SCRIPT: Final = ("_env", "_chdir")
 #: Those that know _READ_SCRIPT.
@@ -144,17 +143,9 @@ def _as_agents_user(
     if shell is not None:
         words = _words_of_shell(shell if isinstance(shell, str) else _DEFAULT_SHELL)
         if words:
-            script = _script_within(whole) or wrap(command, {**arguments, "_shell_executable": None})
+            script = wrap(command, {**arguments, "_shell_executable": None})
             return Invocation([*words, "-c", script.get_raw_value()], {}, masked)
     return Invocation([_DEFAULT_SHELL, "-c", whole.get_raw_value()], {}, masked)
-
-
-def _script_within(whole: StringCommand) -> StringCommand | None:
-    """Return what pyinfra has quoted for the shell in *whole*; None where it is not as expected."""
-    if len(whole.bits) == _BITS_OF_SHELL and whole.bits[1] == "-c" and isinstance(whole.bits[2], QuoteString):
-        script = whole.bits[2].obj
-        return script if isinstance(script, StringCommand) else None
-    return None
 
 
 def _check_shell(shell: object) -> None:
