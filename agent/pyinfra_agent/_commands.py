@@ -66,9 +66,8 @@ def _spawn(context: Context, command: Command) -> Process:
 
 
 async def run_exec(context: Context, channel: RequestChannel, request: Exec) -> ExecResult:
-    """Run a command until it is over, timed out or cancelled, and say how it ended."""
-    if request.script_index is None:
-        return await start_exec(context, channel, request).until_over()
+    """Run a command whose script comes as data, until it is over, timed out or cancelled, and say how it ended."""
+    assert request.script_index is not None  # else it was begun by `begin_request`
     script, first_input = await _receive_script(channel, request.script_size)
     held: list[int] = []
     try:

@@ -46,11 +46,11 @@ def execute(
     """
     global _spawns_sessions
     path = _find_program(words[0], env)
-    here = _own_directory()
-    if here is not None:
+    is_able = path is not None and _spawns_sessions and min(streams) >= _FIRST_FREE
+    here = _own_directory() if is_able else None
+    if path is not None and here is not None:
         try:
-            if path is not None and _spawns_sessions and min(streams) >= _FIRST_FREE:
-                return _spawn(path, words, env, (here, cwd), streams, descriptors)
+            return _spawn(path, words, env, (here, cwd), streams, descriptors)
         except NotImplementedError:
             _spawns_sessions = False
         finally:

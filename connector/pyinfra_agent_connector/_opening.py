@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from pyinfra_agent_protocol.keys import KeyPair
 
-__all__ = ["Endpoint", "Opened", "open_link"]
+__all__ = ["Endpoint", "Opened", "open_link", "seconds_left"]
 
 _READ_BYTES: Final = 64 * 1024
 _NOT_SENT_BYTES: Final = 128 * 1024
@@ -141,10 +141,10 @@ def _reach(endpoint: Endpoint, deadline: float) -> Any:  # noqa: ANN401 - gevent
     if not endpoint.alias:
         return _connect_first(_look_up(endpoint, deadline), deadline)
     try:
-        soon = time.monotonic() + _left(deadline) / 2
+        soon = time.monotonic() + seconds_left(deadline) / 2
         return _connect_first(_look_up(endpoint, soon), soon)
     except OSError:
-        with gevent.Timeout(_left(deadline), TimeoutError("nobody announces it")):
+        with gevent.Timeout(seconds_left(deadline), TimeoutError("nobody announces it")):
             moved = addresses_on_link(endpoint.alias, endpoint.port)
         if not moved:
             raise
@@ -154,7 +154,7 @@ def _reach(endpoint: Endpoint, deadline: float) -> Any:  # noqa: ANN401 - gevent
 def _look_up(endpoint: Endpoint, deadline: float) -> list[Any]:
     host, port = endpoint.host, endpoint.port
     # The resolver has timeouts of its own, which add up to more than ours.
-    with gevent.Timeout(_left(deadline), TimeoutError("the name was not found in time")):
+    with gevent.Timeout(seconds_left(deadline), TimeoutError("the name was not found in time")):
         found: list[Any] = addresses_on_link(host, port) if is_local(host) else []
         try:
             return found or socket.getaddrinfo(host, port, type=plain_socket.SOCK_STREAM)
@@ -173,7 +173,7 @@ def _connect_first(addresses: list[Any], deadline: float) -> Any:  # noqa: ANN40
     for number, (family, kind, protocol, _, address) in enumerate(addresses, start=1):
         sock = socket.socket(family, kind, protocol)
         try:
-            sock.settimeout(_left(deadline) / (len(addresses) - number + 1))
+            sock.settimeout(seconds_left(deadline) / (len(addresses) - number + 1))
             sock.connect(address)
         except BaseException as error:
             sock.close()
@@ -184,7 +184,8 @@ def _connect_first(addresses: list[Any], deadline: float) -> Any:  # noqa: ANN40
     raise OSError("its name has no address")
 
 
-def _left(deadline: float) -> float:
+def seconds_left(deadline: float) -> float:
+    """Return the seconds up to *deadline*, by `time.monotonic`; raises TimeoutError when there are none."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
@@ -255,12 +256,12 @@ def _shake_hands(
 
 
 def _send(sock: Any, data: bytes, deadline: float) -> None:  # noqa: ANN401 - gevent has no types
-    sock.settimeout(_left(deadline))
+    sock.settimeout(seconds_left(deadline))
     sock.sendall(data)
 
 
 def _receive(sock: Any, deadline: float, when: str) -> bytes:  # noqa: ANN401 - gevent has no types
-    sock.settimeout(_left(deadline))
+    sock.settimeout(seconds_left(deadline))
     data: bytes = sock.recv(_READ_BYTES)
     if not data:
         raise _Closed(when)

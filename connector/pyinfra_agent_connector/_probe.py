@@ -24,6 +24,7 @@ from pyinfra_agent_protocol import AgentPayload, Initiator, NotAnAgent, Protocol
 from pyinfra_agent_protocol.keys import KeyPair
 
 from ._errors import one_line
+from ._opening import seconds_left
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -239,7 +240,7 @@ def _knock(address: str, port: int, seconds: float, throw_away: KeyPair) -> Agen
         # Whoever was connected to late, because many were at once or it is far away, has time to answer all the same.
         deadline = max(began + seconds, time.monotonic() + seconds / 2)
         while True:
-            sock.settimeout(_left(deadline))
+            sock.settimeout(seconds_left(deadline))
             data = sock.recv(_READ_BYTES)
             if not data:
                 raise NotAnAgent("it closed the connection")
@@ -256,13 +257,6 @@ def _is_ipv4(address: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
 
 
 @contextlib.contextmanager
