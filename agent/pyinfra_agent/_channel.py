@@ -67,7 +67,7 @@ class RequestChannel:
         self.sent_bytes = 0
         self._protocol = protocol
         self._wake_writer = wake_writer
-        self._inbox: deque[bytes] = deque()
+        self._inbox: deque[bytes | bytearray] = deque()
         self._inbox_bytes = 0
         self._arrival = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
@@ -99,7 +99,7 @@ class RequestChannel:
         """True when everything that arrived was received; with `ended`, everything that ever will."""
         return not self._inbox and not self._returned
 
-    async def receive(self, worth_bytes: int = 1) -> list[bytes]:
+    async def receive(self, worth_bytes: int = 1) -> list[bytes | bytearray]:
         """Return data that has arrived, at least one chunk; an empty list after the end.
 
         With *worth_bytes* it waits until so much is there (or half a window, or all), for a reader to whom
@@ -121,7 +121,7 @@ class RequestChannel:
             if self.cancelled.is_set():
                 raise RequestCancelled
             await self._arrival.park()
-        chunks: list[bytes] = []
+        chunks: list[bytes | bytearray] = []
         count = 0
         while self._inbox and count < max(worth_bytes, DATA_BODY_BYTES):
             chunks.append(self._inbox.popleft())
@@ -205,7 +205,7 @@ class RequestChannel:
             age_seconds=age_seconds,
             run=self._on_export(descriptors) if self._on_export is not None else None,
             returned=self._returned,
-            inbox=tuple(self._inbox),
+            inbox=tuple(map(bytes, self._inbox)),
             has_ended=self.ended is not None,
             end_size=self.ended.size if self.ended is not None else None,
             end_digest=self.ended.digest if self.ended is not None else None,

@@ -24,7 +24,7 @@ _SPOOL_DIRECTORIES: Final = ("/var/tmp", "/tmp")  # the one that is never memory
 class RunningDigest(Protocol):
     """What both ends compute over the content as it passes."""
 
-    def update(self, chunk: bytes, /) -> None:
+    def update(self, chunk: bytes | bytearray, /) -> None:
         """Add *chunk*."""
 
     def digest(self) -> bytes:
@@ -44,20 +44,19 @@ class Incoming:
         self._digest = digest
         self._doing = doing
 
-    def write(self, chunks: Sequence[bytes]) -> None:
+    def write(self, chunks: Sequence[bytes | bytearray]) -> None:
         """Append *chunks*.
 
         Raises:
             FileRefused: the disk is full, or writing failed otherwise.
         """
-        # In one piece: each call that releases the GIL costs a thread more than this copy, because it has to
-        # wait for the event loop to get it back.
-        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        # In one call: each that releases the GIL has to wait for the event loop to get it back.
         try:
-            self.size += write_all(self.fd, [data])
+            self.size += write_all(self.fd, chunks)
         except OSError as error:
             raise refused(error, self._doing, self._path) from error
-        self._digest.update(data)
+        for chunk in chunks:
+            self._digest.update(chunk)
 
     def verify(self, size: int, digest: bytes) -> None:
         """Check that exactly what was sent has arrived, and rewind for reading.
@@ -116,7 +115,7 @@ def report_late_errors(fd: int) -> None:
     os.close(os.dup(fd))
 
 
-def write_all(fd: int, chunks: Sequence[bytes]) -> int:
+def write_all(fd: int, chunks: Sequence[bytes | bytearray]) -> int:
     """Write *chunks* wholly; return how many bytes that was."""
     total = 0
     pending = [memoryview(chunk) for chunk in chunks if chunk]

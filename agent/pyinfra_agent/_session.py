@@ -141,7 +141,7 @@ class AgentSession:
         for channel in self._channels.values():
             channel.note_room()
 
-    def receive_record(self, plaintext: bytes) -> None:
+    def receive_record(self, plaintext: bytes | bytearray) -> None:
         """Take one record; raises `ProtocolError`, after which the session is over."""
         try:
             events = self.protocol.receive_record(plaintext)

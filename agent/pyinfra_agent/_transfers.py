@@ -85,7 +85,7 @@ async def _put(context: Context, channel: RequestChannel, request: Put) -> PutRe
 
     upload: Upload | None = None
 
-    def write(chunks: Sequence[bytes], ended: StreamEnded | None) -> UploadResult | None:
+    def write(chunks: Sequence[bytes | bytearray], ended: StreamEnded | None) -> UploadResult | None:
         """Do in one call what can be done now: open, write, and commit if *ended*."""
         nonlocal upload
         if upload is None:

@@ -173,7 +173,7 @@ class Upload:
             incoming = Incoming(fd, target.path, digest)
         return cls(target, incoming, name=name, in_place=in_place, mode=mode, sync=sync, litter=litter)
 
-    def write(self, chunks: Sequence[bytes]) -> None:
+    def write(self, chunks: Sequence[bytes | bytearray]) -> None:
         """Append *chunks*, as few system calls as they need.
 
         Raises:

@@ -53,7 +53,7 @@ def _read(file: IO[Any]) -> bytes:
 
 
 @contextmanager
-def local_sink(filename_or_io: str | os.PathLike[str] | IO[Any]) -> Iterator[Callable[[bytes], object]]:
+def local_sink(filename_or_io: str | os.PathLike[str] | IO[Any]) -> Iterator[Callable[[bytes | bytearray], object]]:
     """Give a function that takes a downloaded file's bytes; a named file appears when the block ends well.
 
     It is the old file or the whole new one (`replacing`).  An IO object gets bytes as they arrive; a text
@@ -72,11 +72,11 @@ def local_sink(filename_or_io: str | os.PathLike[str] | IO[Any]) -> Iterator[Cal
         _rewind(filename_or_io)
     # Not by its class: the objects that tempfile makes are wrappers.  Every text file has the attribute.
     if not hasattr(filename_or_io, "encoding"):
-        yield lambda data: _write_all(filename_or_io, data)
+        yield lambda data: _write_all(filename_or_io, bytes(data))
         return
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
 
-    def write_text(data: bytes, *, final: bool = False) -> None:
+    def write_text(data: bytes | bytearray, *, final: bool = False) -> None:
         with _as_os_error("written"):
             filename_or_io.write(decoder.decode(data, final))
 

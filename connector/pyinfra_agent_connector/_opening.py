@@ -78,7 +78,7 @@ class Opened:
     transport: Transport
     key: bytes
     welcome: Welcome
-    records: list[bytes]
+    records: list[bytes | bytearray]
 
 
 def open_link(
@@ -245,7 +245,7 @@ def _shake_hands(
         raise ConnectionError("this process was forked")
     message, transport = initiator.finish(payload.encode())
     _send(sock, message, deadline)
-    records: list[bytes] = []
+    records: list[bytes | bytearray] = []
     while not records:
         records = transport.receive_data(_receive(sock, deadline, "instead of welcoming this controller"))
     welcome = decode_answer(records.pop(0))

@@ -41,7 +41,7 @@ _NEVER_COPIED: Final = frozenset({"security.capability", "security.ima", "securi
 
 
 @contextmanager
-def replacing(name: str | os.PathLike[str]) -> Iterator[Callable[[bytes], object]]:
+def replacing(name: str | os.PathLike[str]) -> Iterator[Callable[[bytes | bytearray], object]]:
     """Give a function that takes the content of the file *name*, which appears when the block ends well.
 
     Symbolic links are followed. A new file gets its permissions from the umask; an old one keeps mode, owner, ACL and
@@ -61,7 +61,7 @@ def replacing(name: str | os.PathLike[str]) -> Iterator[Callable[[bytes], object
         else:
             new = _open_new(os.path.realpath(name), old)
 
-    def write(data: bytes) -> None:
+    def write(data: bytes | bytearray) -> None:
         with _explaining(shown):
             _write_all(new.file, data)
 
@@ -256,7 +256,7 @@ class _Whole:
         _write_all(self._file, data)
 
 
-def _write_all(file: IO[bytes], data: bytes) -> None:
+def _write_all(file: IO[bytes], data: bytes | bytearray) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]

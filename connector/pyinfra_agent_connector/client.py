@@ -190,7 +190,7 @@ class AgentClient:
             try:
                 while events := call.receive():
                     for event in events:
-                        on_output(_STREAMS[event.stream], event.data)
+                        on_output(_STREAMS[event.stream], bytes(event.data))
                 result = cast("ExecResult", call.result())
             except Refused:
                 feeder.check()  # it cancels the request, and says why better than the refusal does
@@ -234,7 +234,7 @@ class AgentClient:
     def get(
         self,
         path: str,
-        write: Callable[[bytes], object],
+        write: Callable[[bytes | bytearray], object],
         *,
         argv: Sequence[str] | None = None,
         env: Mapping[str, str] | None = None,

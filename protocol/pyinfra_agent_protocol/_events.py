@@ -38,7 +38,7 @@ class DataReceived(NamedTuple):
 
     channel: int
     stream: int
-    data: bytes
+    data: bytes | bytearray
 
 
 class StreamEnded(NamedTuple):

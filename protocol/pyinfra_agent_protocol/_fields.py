@@ -195,7 +195,7 @@ def _check_nesting(container: dict[Any, Any] | list[Any], left: int) -> None:
             raise _Bad("has an extension type")
 
 
-def decode_map(data: bytes) -> dict[Any, Any]:
+def decode_map(data: bytes | bytearray) -> dict[Any, Any]:
     """Unpack one msgpack map from hostile *data*.
 
     Raises:
@@ -281,7 +281,7 @@ class Message:
         return cls(**values)
 
     @classmethod
-    def decode(cls: type[M], data: bytes) -> M:
+    def decode(cls: type[M], data: bytes | bytearray) -> M:
         """Read the message from a frame's body; raises `MessageInvalid`."""
         return cls.from_fields(decode_map(data))
 

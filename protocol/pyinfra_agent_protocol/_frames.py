@@ -63,7 +63,7 @@ class Frame(NamedTuple):
     kind: FrameType
     stream: int
     channel: int
-    body: bytes
+    body: bytes | bytearray
 
 
 def encode_header(kind: FrameType, stream: int, channel: int, length: int) -> bytes:
@@ -89,8 +89,10 @@ def decode_counter(frame: Frame) -> int:
     return int(_COUNTER.unpack(frame.body)[0])
 
 
-def split_frames(plaintext: bytes) -> list[Frame]:
+def split_frames(plaintext: bytes | bytearray) -> list[Frame]:
     """Cut a record's plaintext into its frames; an empty record holds none.
+
+    A bytearray becomes the body of its last frame, if that is DATA and fills most of it: then nothing is copied.
 
     Raises:
         FrameInvalid: a frame is cut short, of an unknown type, or has a stream where none belongs.
@@ -109,6 +111,15 @@ def split_frames(plaintext: bytes) -> list[Frame]:
             raise FrameInvalid(f"stream {stream} in a {kind.name} frame")
         if length > end - at:
             raise FrameInvalid(f"a {kind.name} frame of {length} bytes in a record with {end - at} left")
-        frames.append(Frame(kind, stream, channel, plaintext[at : at + length]))
-        at += length
+        stop = at + length
+        if isinstance(plaintext, bytes):
+            body: bytes | bytearray = plaintext[at:stop]
+        elif stop == end and length > end // 2 and kind is FrameType.DATA:
+            del plaintext[:at]  # which moves nothing but the array's start
+            body = plaintext
+        else:
+            # What is kept must not keep more alive than it is: a peer is charged for bodies, not for records.
+            body = bytes(memoryview(plaintext)[at:stop])
+        frames.append(Frame(kind, stream, channel, body))
+        at = stop
     return frames

@@ -30,7 +30,7 @@ def encode_goodbye(code: str, text: str) -> bytes:
     return encode_header(FrameType.GOODBYE, 0, 0, len(body)) + body
 
 
-def decode_answer(plaintext: bytes) -> Welcome | None:
+def decode_answer(plaintext: bytes | bytearray) -> Welcome | None:
     """Read the agent's first record: the welcome, or None if it denies us.
 
     Raises:

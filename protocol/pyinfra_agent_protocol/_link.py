@@ -11,8 +11,7 @@ Message 1 of XX is not encrypted, which lets the responder choose the cipher: th
 byte for byte and the choice is in the protocol name, so a changed offer or choice fails the handshake.
 
 What a peer can make us hold beside the chunk being read is bounded: a preface, then one handshake message, then one
-record. After an error an object is dead and answers `LocalProtocolError`. Only `bytes` are taken, because PyNaCl takes
-nothing else.
+record. After an error an object is dead and answers `LocalProtocolError`.
 """
 
 from __future__ import annotations
@@ -41,11 +40,18 @@ from ._noise import CipherState, HandshakeState, KeyPair, Suite, aes_available
 from .keys import check_public
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = ["AgentHello", "ControllerHello", "Initiator", "Responder", "Transport"]
 
 _LENGTH: Final = struct.Struct(">H")
+_ROOM_FOR_TAG: Final = bytes(TAG)
+# glibc gives what was freed at the end of the heap back to the kernel at once, and gets it again, page by page, with
+# the next block; unless it has seen that large ones come and go. So it sees one: nobody ever touches its pages.
+_ = bytes(4 << 20)
+del _
+#: Up to here a plaintext is worth a copy that makes it bytes.
+_SHORT_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,29 +328,47 @@ class Transport(_Phase):
         self._records = _RecordBuffer()
 
     def encrypt(self, plaintext: bytes) -> bytes:
-        """Return the whole record of *plaintext*; records must reach the peer in the order they were made.
+        """Return the whole record of *plaintext*; raises as `encrypt_records`."""
+        return bytes(self.encrypt_records([(plaintext,)]))
+
+    def encrypt_records(self, plaintexts: Iterable[Sequence[bytes | memoryview]]) -> bytearray:
+        """Return the records of *plaintexts*, each in parts, one behind the other; empty for none of them.
+
+        They must reach the peer in the order in which they were made. Each byte is copied once, on its way into what
+        is returned, and encrypted there.
 
         Raises:
-            LocalProtocolError: more than `MAX_PLAINTEXT` bytes (the transport lives on).
+            LocalProtocolError: one has more than `MAX_PLAINTEXT` bytes (nothing was encrypted, the transport lives on).
         """
-        return b"".join(self.encrypt_parts(plaintext))
-
-    def encrypt_parts(self, plaintext: bytes) -> tuple[bytes, bytes]:
-        """As `encrypt`, in two parts to be written one behind the other: whoever joins several records copies once."""
         self._require_usable()
-        if len(plaintext) > MAX_PLAINTEXT:
-            raise LocalProtocolError(f"a record holds {MAX_PLAINTEXT} bytes, not {len(plaintext)}")
+        pieces: list[bytes | memoryview] = []
+        ranges: list[tuple[int, int]] = []
+        at = 0
+        for parts in plaintexts:
+            size = sum(map(len, parts))
+            if size > MAX_PLAINTEXT:
+                raise LocalProtocolError(f"a record holds {MAX_PLAINTEXT} bytes, not {size}")
+            pieces.append(_LENGTH.pack(size + TAG))
+            pieces += parts
+            pieces.append(_ROOM_FOR_TAG)
+            ranges.append((at + LENGTH, at + LENGTH + size))
+            at += LENGTH + size + TAG
+        records = bytearray().join(pieces)
         # As `_fatal`, but written out: a generator-based context costs a tenth of encrypting a small record.
         try:
-            ciphertext = self._send.encrypt_with_ad(b"", plaintext)
-            self._rekey_if_due(self._send)
+            for start, end in ranges:
+                self._send.seal(records, start, end)
+                self._rekey_if_due(self._send)
         except BaseException:
             self._ended = "an error"
             raise
-        return _LENGTH.pack(len(ciphertext)), ciphertext
+        return records
 
-    def receive_data(self, data: bytes) -> list[bytes]:
+    def receive_data(self, data: bytes | memoryview) -> list[bytes | bytearray]:
         """Take bytes of the peer; return the plaintexts of the records that are now complete, in order.
+
+        Of *data* nothing is kept but a copy: its buffer may be used again. Short plaintexts are bytes, longer ones
+        bytearrays that belong to the caller.
 
         Raises:
             RecordInvalid: a record has no room for a tag, or its tag does not verify. What the same *data* held
@@ -354,7 +378,7 @@ class Transport(_Phase):
         try:
             if self._pending:
                 data, self._pending = self._pending + data, b""
-            return [self._open(ciphertext) for ciphertext in self._records.feed(data)]
+            return [self._open(*found) for found in self._records.feed(data)]
         except BaseException:
             self._ended = "an error"
             raise
@@ -369,10 +393,10 @@ class Transport(_Phase):
             if self._pending or self._records.incomplete:
                 raise RecordInvalid("the connection ended within a record")
 
-    def _open(self, ciphertext: bytes) -> bytes:
-        plaintext = self._receive.decrypt_with_ad(b"", ciphertext)
+    def _open(self, data: bytes | memoryview, start: int, end: int) -> bytes | bytearray:
+        plaintext = self._receive.open(data, start, end)
         self._rekey_if_due(self._receive)
-        return plaintext
+        return plaintext if len(plaintext) > _SHORT_BYTES else bytes(plaintext)
 
     def _rekey_if_due(self, cipher: CipherState) -> None:
         # The counter runs on across a rekey (Noise section 11.3), so it says on both sides when the next is due.
@@ -383,8 +407,8 @@ class Transport(_Phase):
 class _RecordBuffer:
     """Cuts a byte stream into ciphertexts; holds at most one incomplete record.
 
-    A record that lies whole in one chunk is copied once. The first part of a cut one is copied a second time, so that
-    a peer that sends single bytes makes us hold the bytes and not an object for each.
+    A record that lies whole in one chunk is not copied. A cut one is, and its first part twice, so that a peer that
+    sends single bytes makes us hold the bytes and not an object for each.
     """
 
     def __init__(self) -> None:
@@ -394,8 +418,8 @@ class _RecordBuffer:
     def incomplete(self) -> bool:
         return bool(self._partial)
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield the ciphertexts that *data* completes."""
+    def feed(self, data: bytes | memoryview) -> Iterator[tuple[bytes | memoryview, int, int]]:
+        """Yield the ciphertexts that *data* completes: in what each stands, from where, and up to where."""
         view = memoryview(data)
         position = 0
         if self._partial:
@@ -409,25 +433,26 @@ class _RecordBuffer:
                 self._partial += view[position:]
                 return
             partial, self._partial = self._partial, bytearray()
-            yield b"".join((memoryview(partial)[LENGTH:], view[position:end]))
+            joined = b"".join((partial, view[position:end]))
+            yield joined, LENGTH, len(joined)
             position = end
         while len(data) - position >= LENGTH:
             end = position + LENGTH + _ciphertext_length(data, position)
             if end > len(data):
                 break
-            yield data[position + LENGTH : end]
+            yield data, position + LENGTH, end
             position = end
         self._partial += view[position:]
 
 
-def _ciphertext_length(data: bytes | bytearray, position: int) -> int:
+def _ciphertext_length(data: bytes | bytearray | memoryview, position: int) -> int:
     length = _length_at(data, position)
     if length < TAG:
         raise RecordInvalid(f"a record of {length} bytes has no room for its tag")
     return length
 
 
-def _length_at(data: bytes | bytearray, position: int) -> int:
+def _length_at(data: bytes | bytearray | memoryview, position: int) -> int:
     (length,) = _LENGTH.unpack_from(data, position)
     return int(length)
 

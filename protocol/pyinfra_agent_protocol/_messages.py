@@ -434,7 +434,7 @@ def encode_request(request: Request, window: int = WINDOW_INITIAL_BYTES) -> byte
     return pack(request.NAME, fields)
 
 
-def decode_request(data: bytes) -> Opening:
+def decode_request(data: bytes | bytearray) -> Opening:
     """Read the body of an OPEN frame.
 
     Raises:

@@ -14,25 +14,22 @@ import functools
 import hashlib
 import hmac
 import secrets
-import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from nacl.bindings import (
-    crypto_aead_aes256gcm_decrypt,
     crypto_aead_aes256gcm_encrypt,
-    crypto_aead_chacha20poly1305_ietf_decrypt,
-    crypto_aead_chacha20poly1305_ietf_encrypt,
     crypto_scalarmult,
     crypto_scalarmult_base,
 )
 from nacl.exceptions import CryptoError, UnavailableError
 
+from ._aead import choose_aead
 from ._constants_link import HASH, KEY, MAX_NONCE, TAG
 from ._errors import HandshakeFailed, KeyFormatError, LocalProtocolError, RecordInvalid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 __all__ = ["CipherState", "HandshakeState", "KeyPair", "Suite", "SymmetricState", "aes_available"]
 
@@ -46,7 +43,7 @@ class Suite(enum.IntEnum):
     @property
     def protocol_name(self) -> bytes:
         """The Noise protocol name (section 8), which is what binds the choice of suite to the handshake."""
-        return b"Noise_XX_25519_%b_BLAKE2b" % _AEADS[self].name
+        return b"Noise_XX_25519_%b_BLAKE2b" % _NAMES[self]
 
 
 @functools.cache
@@ -79,43 +76,30 @@ class KeyPair:
         return cls(secret, crypto_scalarmult_base(secret))
 
 
-# Section 12.3 and 12.4: four zero bytes, then the counter, little endian for ChaChaPoly and big endian for AESGCM.
-@dataclass(frozen=True, slots=True)
-class _Aead:
-    name: bytes
-    encrypt: Callable[[bytes, bytes, bytes, bytes], bytes]
-    decrypt: Callable[[bytes, bytes, bytes, bytes], bytes]
-    nonce: Callable[[int], bytes]
-
-
-_AEADS: Final[Mapping[Suite, _Aead]] = {
-    Suite.CHACHAPOLY: _Aead(
-        b"ChaChaPoly",
-        crypto_aead_chacha20poly1305_ietf_encrypt,
-        crypto_aead_chacha20poly1305_ietf_decrypt,
-        struct.Struct("<4xQ").pack,
-    ),
-    Suite.AESGCM: _Aead(
-        b"AESGCM",
-        crypto_aead_aes256gcm_encrypt,
-        crypto_aead_aes256gcm_decrypt,
-        struct.Struct(">4xQ").pack,
-    ),
-}
+#: Section 12.3 and 12.4, and what libsodium calls them.
+_NAMES: Final[Mapping[Suite, bytes]] = {Suite.CHACHAPOLY: b"ChaChaPoly", Suite.AESGCM: b"AESGCM"}
+_AEADS: Final[Mapping[Suite, str]] = {Suite.CHACHAPOLY: "chacha20poly1305_ietf", Suite.AESGCM: "aes256gcm"}
 
 
 class CipherState:
-    """A key and a counter (section 5.1); one for each direction of a link."""
+    """A key and a counter (section 5.1); one for each direction of a link.
 
-    __slots__ = ("_aead", "_key", "n")
+    Raises:
+        LocalProtocolError: a suite whose instructions this processor lacks.
+    """
+
+    __slots__ = ("_aead", "_key", "_suite", "n")
 
     def __init__(self, suite: Suite, key: bytes) -> None:
-        self._aead = _AEADS[suite]
+        if suite is Suite.AESGCM and not aes_available():
+            raise LocalProtocolError("this processor has no AES")
+        self._suite = suite
         self._key = key
+        self._aead = choose_aead(_AEADS[suite], key)
         self.n = 0
 
-    def encrypt_with_ad(self, ad: bytes, plaintext: bytes) -> bytes:
-        """Return *plaintext* sealed with the next nonce, `TAG` bytes longer.
+    def seal(self, buffer: bytearray, start: int, end: int, ad: bytes = b"") -> None:
+        """Encrypt what stands in *buffer* between *start* and *end*, where it stands; the tag goes behind it.
 
         Raises:
             LocalProtocolError: every nonce has been used.
@@ -126,32 +110,42 @@ class CipherState:
         # Counted before it is used: an exception on the way (a signal handler's, say) may waste a nonce, never repeat
         # one.
         self.n = n + 1
-        return self._aead.encrypt(plaintext, ad, self._aead.nonce(n), self._key)
+        self._aead.seal(n, ad, buffer, start, end)
 
-    def decrypt_with_ad(self, ad: bytes, ciphertext: bytes) -> bytes:
-        """Return the plaintext of *ciphertext*.
+    def open(self, data: bytes | bytearray | memoryview, start: int, end: int, ad: bytes = b"") -> bytearray:
+        """Return the plaintext of the ciphertext that stands in *data* between *start* and *end*.
 
         Raises:
             RecordInvalid: it was not sealed with this key, nonce and *ad*; the nonce is not counted.
         """
         if self.n == MAX_NONCE:
             raise RecordInvalid("the peer has used every nonce of this key")
-        # PyNaCl answers a ciphertext without room for a tag with a ValueError that is no CryptoError.
-        if len(ciphertext) < TAG:
-            raise RecordInvalid(f"a ciphertext of {len(ciphertext)} bytes has no room for its tag")
-        try:
-            plaintext = self._aead.decrypt(ciphertext, ad, self._aead.nonce(self.n), self._key)
-        except CryptoError:
-            raise RecordInvalid("the tag does not verify: tampered with, repeated, or out of order") from None
+        if end - start < TAG:
+            raise RecordInvalid(f"a ciphertext of {end - start} bytes has no room for its tag")
+        plaintext = self._aead.open(self.n, ad, data, start, end)
+        if plaintext is None:
+            raise RecordInvalid("the tag does not verify: tampered with, repeated, or out of order")
         self.n += 1
         return plaintext
+
+    def encrypt_with_ad(self, ad: bytes, plaintext: bytes) -> bytes:
+        """Return *plaintext* sealed, `TAG` bytes longer; raises as `seal`."""
+        buffer = bytearray(plaintext) + bytes(TAG)
+        self.seal(buffer, 0, len(plaintext), ad)
+        return bytes(buffer)
+
+    def decrypt_with_ad(self, ad: bytes, ciphertext: bytes) -> bytes:
+        """Return the plaintext of *ciphertext*; raises as `open`."""
+        return bytes(self.open(ciphertext, 0, len(ciphertext), ad))
 
     def rekey(self) -> None:
         """Replace the key by a one-way function of it (section 4.2, REKEY); the counter runs on."""
         # The fixed nonce is safe because neither direction ever seals anything else with MAX_NONCE, and because a
         # key is asked for its successor once.
-        sealed = self._aead.encrypt(bytes(KEY), b"", self._aead.nonce(MAX_NONCE), self._key)
-        self._key = sealed[:KEY]
+        buffer = bytearray(KEY + TAG)
+        self._aead.seal(MAX_NONCE, b"", buffer, 0, KEY)
+        self._key = bytes(buffer[:KEY])
+        self._aead = choose_aead(_AEADS[self._suite], self._key)
 
 
 def _hkdf(chaining_key: bytes, material: bytes) -> tuple[bytes, bytes]:

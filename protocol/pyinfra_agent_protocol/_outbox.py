@@ -185,8 +185,8 @@ class Outbox:
 
     # --- writing ---
 
-    def next_record(self) -> bytes:
-        """Return the plaintext of the next record; empty if there is nothing to send."""
+    def next_record(self) -> list[bytes | memoryview]:
+        """Return the plaintext of the next record in parts; none if there is nothing to send."""
         parts: list[bytes | memoryview] = []
         room = self._write_unnumbered(parts, RECORD_PLAINTEXT_MAX_BYTES)
         room = self._write_kept(parts, room, self._replay, first_time=False)
@@ -194,7 +194,7 @@ class Outbox:
             room = self._write_kept(parts, room, self._urgent, first_time=True)
             room = self._write_channels(parts, room)
             self._write_unnumbered(parts, room)
-        return b"".join(parts)
+        return parts
 
     def _write_unnumbered(self, parts: list[bytes | memoryview], room: int) -> int:
         if self._ack is not None and room >= 2 * FRAME_HEADER_BYTES:

@@ -61,7 +61,7 @@ from ._saved import SavedSession, decode_saved, encode_saved
 from ._window import Budget
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 __all__ = ["Session", "Side"]
 
@@ -101,7 +101,7 @@ class Session:
     """One session's state on one side.
 
     Bytes in: `receive_record` takes a record's plaintext and returns events.  Bytes out: the skin
-    calls `next_record` until it returns None, whenever `has_data_to_send`.
+    calls `next_records` until it yields none, whenever `has_data_to_send`.
 
     Args:
         side: which end this is.
@@ -261,8 +261,8 @@ class Session:
 
     # --- receiving ---
 
-    def receive_record(self, plaintext: bytes) -> list[Event]:
-        """Take one record's plaintext; return what happened, in order.
+    def receive_record(self, plaintext: bytes | bytearray) -> list[Event]:
+        """Take one record's plaintext, a bytearray for good; return what happened, in order.
 
         Raises:
             RemoteProtocolError: the peer broke the protocol and the session is over.  All that
@@ -309,16 +309,26 @@ class Session:
         """True when `next_record` would return a record."""
         return self._attached and not self._outbox.is_empty
 
+    def next_records(self, worth_bytes: int) -> Iterator[list[bytes | memoryview]]:
+        """Yield the plaintexts of the next records, each in parts, until they have *worth_bytes* or nothing is left."""
+        size = 0
+        while size < worth_bytes and (parts := self._next_parts()):
+            size += sum(map(len, parts))
+            yield parts
+
     def next_record(self) -> bytes | None:
         """Return the plaintext of the next record, or None if there is nothing to send now."""
+        return b"".join(self._next_parts()) or None
+
+    def _next_parts(self) -> list[bytes | memoryview]:
         if not self._attached or self._outbox.is_empty:
-            return None
+            return []
         # Whatever is sent acknowledges as well, and first: the agent counts a request until its last frame is
         # acknowledged, so an OPEN that the connector may send never comes too early.
         if self.received != self._said_received and not self._broken:
             self._outbox.say_ack(self.received)
             self._note_said()
-        return self._outbox.next_record() or None
+        return self._outbox.next_record()
 
     @property
     def can_open(self) -> bool:

@@ -167,7 +167,7 @@ class TestController:
         self.answer = b""
         self.calls: dict[int, Call] = {}
         self.goodbyes: list = []
-        self.records: list[bytes] = []
+        self.records: list[bytes | bytearray] = []
         self.stream: Any = None
         self.over = trio.Event()
         #: False leaves what arrives unconsumed: no credit is given.
@@ -185,7 +185,7 @@ class TestController:
             hello = initiator.receive_data(bytes(await stream.receive_some(4096)))
         message, transport = initiator.finish(payload)
         await stream.send_all(message)
-        plaintexts: list[bytes] = []
+        plaintexts: list[bytes | bytearray] = []
         while not plaintexts:
             data = bytes(await stream.receive_some(65536))
             if not data:
@@ -258,7 +258,7 @@ class TestController:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
 
-    def _take(self, plaintext: bytes) -> None:
+    def _take(self, plaintext: bytes | bytearray) -> None:
         if not self.protocol.is_attached:
             return  # frozen a moment ago
         for event in self.protocol.receive_record(plaintext):

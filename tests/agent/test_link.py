@@ -14,6 +14,7 @@ from pyinfra_agent_protocol import (
     QUEUE_MAX_BYTES,
     Get,
     Info,
+    Put,
 )
 from tests.agent.helpers import House, is_alive, sh, socket_pair, until
 
@@ -219,6 +220,23 @@ async def test_several_bulk_transfers_share_a_link(nursery, tmp_path):
         assert (await call.wait()).size == 4 * MIB
 
 
+async def test_links_that_read_into_one_buffer_do_not_mix(nursery, tmp_path):
+    """Four controllers upload at once; what the first has read is decrypted before another reads."""
+    house = House(nursery)
+    contents = [bytes([number]) * (6 * MIB + number) for number in range(4)]
+
+    async def upload(number):
+        call = await controllers[number].ask(Put(bytes(tmp_path / str(number))), contents[number])
+        assert call.refusal is None
+
+    controllers = [await house.welcome(socket_pair) for _ in contents]
+    async with trio.open_nursery() as uploads:
+        for number in range(len(contents)):
+            uploads.start_soon(upload, number)
+    assert [(tmp_path / str(number)).read_bytes() for number in range(len(contents))] == contents
+    assert all(session.link is not None for session in house.sessions.sessions), "no record was refused on the way"
+
+
 async def test_what_was_queued_at_the_loss_of_a_link_is_sent_on_the_next(nursery):
     house = House(nursery)
     controller = await house.welcome(socket_pair)
@@ -241,7 +259,7 @@ async def test_answer_is_written_at_once_and_what_the_socket_does_not_take_by_th
             raise BlockingIOError
         return os.write(descriptor, data[:most])
 
-    monkeypatch.setattr(_link, "os", SimpleNamespace(read=os.read, write=write))
+    monkeypatch.setattr(_link, "os", SimpleNamespace(readv=os.readv, write=write))
     house = House(nursery)
     controller = await house.welcome(socket_pair)
     for _ in range(3):
@@ -261,7 +279,7 @@ async def test_answers_of_one_turn_keep_their_order_where_the_socket_takes_none_
             raise BlockingIOError
         return os.write(descriptor, data[:most])
 
-    monkeypatch.setattr(_link, "os", SimpleNamespace(read=os.read, write=write))
+    monkeypatch.setattr(_link, "os", SimpleNamespace(readv=os.readv, write=write))
     house = House(nursery)
     controller = await house.welcome(socket_pair)
     for _ in range(5):

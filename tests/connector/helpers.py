@@ -171,7 +171,7 @@ class Conversation:
             raise ConnectionError("the controller hung up")
         return self._take(self.transport.receive_data(data), consume)
 
-    def _take(self, records: list[bytes], consume: bool) -> list[Any]:
+    def _take(self, records: list[bytes | bytearray], consume: bool) -> list[Any]:
         assert self.session is not None
         events = [event for record in records for event in self.session.receive_record(record)]
         for event in events:

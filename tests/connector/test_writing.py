@@ -163,10 +163,11 @@ def test_reset_connection_raises_nothing(pair, monkeypatch):
 def test_failure_between_encrypting_and_writing_costs_the_link(pair, monkeypatch, error, broken):
     """The agent would miss a record: the session may go on, on another link, unless the fault is ours."""
 
-    def fail(plaintext):
+    def fail(plaintexts):
+        next(iter(plaintexts))
         raise error
 
-    monkeypatch.setattr(pair.transport, "encrypt_parts", fail)
+    monkeypatch.setattr(pair.transport, "encrypt_records", fail)
     pair.session.open(Info())
     with gevent.Timeout(SECONDS):
         if broken:

@@ -18,6 +18,8 @@ from tests.e2e.helpers import RUN_SECONDS, reset_peak
 FLOOD_SECONDS = 10
 FLOOD_GROWTH_MAX_KIB = 4 * 1024
 TRANSFER_GROWTH_MAX_KIB = 16 * 1024
+#: What has arrived and its reader has not taken: several reads from the socket, far less than the window.
+WAITING_MAX_BYTES = 1 << 20
 LARGE_BYTES = 256 << 20
 SMALL_BYTES = 2 << 20
 SHARED_MEMORY = Path("/dev/shm")
@@ -43,7 +45,18 @@ client.run(["yes"], on_output=take_nothing)
 
 TRANSFER = f"""{CLIENT}
 import re
+from pyinfra_agent_connector._call import Call
 from pyinfra_agent_connector._files import local_chunks, local_sink
+
+most_waiting = 0
+put_data = Call.put_data
+
+def note_waiting(call, event):
+    global most_waiting
+    put_data(call, event)
+    most_waiting = max(most_waiting, sum(len(waiting.data) for waiting in call._inbox))
+
+Call.put_data = note_waiting
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -57,7 +70,7 @@ def transfer(how, here, there):
 
 for line in sys.stdin:
     transfer(*line.split())
-    print(peak(), flush=True)
+    print(peak(), most_waiting, flush=True)
 client.close()
 """
 
@@ -121,17 +134,18 @@ def test_transfer_of_a_large_file_takes_no_more_memory_than_that_of_a_small_one(
         here, there = (path, copy) if how == "put" else (copy, path)
         client.stdin.write(f"{how} {here} {there}\n")
         client.stdin.flush()
-        return int(client.stdout.readline())
+        return map(int, client.stdout.readline().split())
 
-    controller_before = transfer(small)
+    controller_before, _ = transfer(small)
     reset_peak(agent.process.pid)
     agent_before = agent.kib()
     started = time.monotonic()
-    controller_after = transfer(large)
+    controller_after, waiting = transfer(large)
 
     assert time.monotonic() - started < RUN_SECONDS
     assert subprocess.run(["cmp", large, copy], check=False).returncode == 0
     assert controller_after - controller_before <= TRANSFER_GROWTH_MAX_KIB
+    assert waiting <= WAITING_MAX_BYTES
     assert agent.kib("VmHWM") - agent_before <= TRANSFER_GROWTH_MAX_KIB
     client.stdin.close()
     assert client.wait(5) == 0

@@ -149,7 +149,7 @@ def fuzz_records(data: bytes) -> None:
         sealed.append(bytes(size if size < 240 else MAX_PLAINTEXT - 255 + size))
     written = b"".join(map(sender.encrypt, sealed))
     stream = edited(written, reader) + reader.take(reader.number(255))
-    opened: list[bytes] = []
+    opened: list[bytes | bytearray] = []
     try:
         for chunk in chunks(stream, reader):
             opened += receiver.receive_data(chunk)

@@ -100,6 +100,47 @@ def test_empty_record_holds_no_frame():
     assert split_frames(b"") == []
 
 
+@reproducible(200)
+@given(st.lists(any_frame(), max_size=6))
+def test_split_frames_returns_the_same_of_a_bytearray(frames):
+    assert split_frames(bytearray(encode(frames))) == frames
+
+
+def test_large_body_is_the_rest_of_its_record():
+    """It is not copied, and nothing else of the record is alive with it."""
+    record = bytearray(encode([Frame(FrameType.ACK, 0, 0, bytes(8)), Frame(FrameType.DATA, 1, 7, b"d" * 65_000)]))
+    ack, data = split_frames(record)
+    assert data == Frame(FrameType.DATA, 1, 7, b"d" * 65_000)
+    assert data.body is record
+    assert ack.body == bytes(8)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [Frame(FrameType.PING, 0, 0, bytes(40_000)), Frame(FrameType.DATA, 0, 1, b"d")],
+        [Frame(FrameType.DATA, 0, 1, b"d"), Frame(FrameType.PING, 0, 0, bytes(40_000))],
+        [Frame(FrameType.DATA, 0, 1, b"d" * 32_750), Frame(FrameType.DATA, 0, 2, b"d" * 32_750)],
+    ],
+    ids=["last", "first", "two halves"],
+)
+def test_small_body_does_not_keep_its_record(frames):
+    """A peer is charged for a byte that waits, and must not make us hold 64 KiB for it."""
+    split = split_frames(bytearray(encode(frames)))
+    assert split == frames
+    for frame in split:
+        if frame.kind is FrameType.DATA:
+            held = frame.body.__alloc__() if isinstance(frame.body, bytearray) else len(frame.body)
+            assert held <= 2 * len(frame.body) + 64
+
+
+@pytest.mark.parametrize("kind", [FrameType.OPEN, FrameType.RESULT, FrameType.GOODBYE])
+def test_only_data_is_a_bytearray(kind):
+    """What is unpacked becomes dictionaries' keys and the like."""
+    (frame,) = split_frames(bytearray(encode([Frame(kind, 0, 1, b"m" * 60_000)])))
+    assert type(frame.body) is bytes
+
+
 @given(st.integers(0, 2**64 - 1))
 @reproducible(50)
 def test_counter_decodes_to_what_was_encoded(value):

@@ -653,6 +653,42 @@ def test_record_of_allowed_length_arrives(suite: Suite, length: int) -> None:
     assert theirs.receive_data(record) == [plaintext]
 
 
+def test_records_in_parts_are_those_of_their_plaintexts(suite: Suite) -> None:
+    """Several go into one buffer, rekeyings between them; parts are of any kind, and none at all is no record."""
+    ours, theirs = new_link(suite, rekey_after=2)
+    big = bytes(range(251)) * 260
+    parts: list[list[bytes | memoryview]] = [
+        [b"a", memoryview(b"bc")],
+        [b""],
+        [memoryview(big)[:65_000], b"end"],
+        [b"x"],
+    ]
+    plaintexts = [b"abc", b"", big[:65_000] + b"end", b"x"]
+    records = ours.encrypt_records(iter(parts))
+    assert len(records) == sum(LENGTH + len(plaintext) + TAG for plaintext in plaintexts)
+    assert theirs.receive_data(bytes(records)) == plaintexts
+    assert ours.encrypt_records([]) == b""
+    with pytest.raises(LocalProtocolError, match="65519 bytes, not 65520"):
+        ours.encrypt_records([[b"fine"], [bytes(65_000), bytes(520)]])
+    assert theirs.receive_data(ours.encrypt(b"no nonce was spent")) == [b"no nonce was spent"]
+
+
+@pytest.mark.parametrize("size", [7, 100, 65_537, 200_000])
+def test_what_is_read_into_may_be_used_again_at_once(suite: Suite, size: int) -> None:
+    """Neither a plaintext nor the part of a record that waits for its rest refers to it."""
+    ours, theirs = new_link(suite)
+    plaintexts = [bytes([number]) * (number * 997 % MAX_PLAINTEXT) for number in range(40)]
+    written = b"".join(map(ours.encrypt, plaintexts))
+    buffer = bytearray(size)
+    opened = []
+    for start in range(0, len(written), size):
+        chunk = written[start : start + size]
+        buffer[: len(chunk)] = chunk
+        opened += theirs.receive_data(memoryview(buffer)[: len(chunk)])
+        buffer[:] = b"\xff" * size
+    assert opened == plaintexts
+
+
 def test_oversize_plaintext_is_refused_and_the_link_lives_on(suite: Suite) -> None:
     """One byte too many is our own error, noticed before a nonce is spent."""
     ours, theirs = new_link(suite)
