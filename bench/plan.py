@@ -55,7 +55,7 @@ FULL: Final = Plan(
         KIB: Effort(8, 50, LONG_S),
         MIB: Effort(8, 10, LONG_S),
         256 * MIB: Effort(5, 1, LONG_S),
-        1024 * MIB: Effort(3, 1, LONG_S),
+        1024 * MIB: Effort(7, 1, LONG_S),
     },
     stream=Effort(5, 1, LONG_S),
     round_trips=Effort(3, 5, LONG_S),

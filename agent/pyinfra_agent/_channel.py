@@ -69,6 +69,8 @@ class RequestChannel:
         self._wake_writer = wake_writer
         self._inbox: deque[bytes | bytearray] = deque()
         self._inbox_bytes = 0
+        #: Below this the reader that waits need not be woken.
+        self._wanted_bytes = 1
         self._arrival = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
         self._is_unwanted = False
@@ -113,13 +115,14 @@ class RequestChannel:
         if self._returned:
             returned, self._returned = self._returned, b""
             return [returned]
-        while self._inbox_bytes < min(worth_bytes, self._protocol.window_size(self.number) // 2):
+        while self._inbox_bytes < (wanted := min(worth_bytes, self._protocol.window_size(self.number) // 2)):
             if self.ended is not None:
                 break
             if self._session_ended:
                 raise SessionEnded
             if self.cancelled.is_set():
                 raise RequestCancelled
+            self._wanted_bytes = wanted
             await self._arrival.park()
         chunks: list[bytes | bytearray] = []
         count = 0
@@ -239,7 +242,8 @@ class RequestChannel:
         self._inbox.append(event.data)
         self._inbox_bytes += len(event.data)
         self.received_bytes += len(event.data)
-        self._arrival.unpark_all()
+        if self._inbox_bytes >= self._wanted_bytes:
+            self._arrival.unpark_all()
 
     def put_end(self, event: StreamEnded) -> None:
         """Take the end of the data."""

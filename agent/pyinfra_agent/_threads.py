@@ -29,7 +29,7 @@ _MOMENT_SECONDS: Final = 0.001
 #: As many as trio has for itself.
 _THREADS_MOST: Final = 40
 
-_threads: Final = ThreadPoolExecutor(_THREADS_MOST, thread_name_prefix="brief")
+_threads: Final = ThreadPoolExecutor(_THREADS_MOST, thread_name_prefix="blocking")
 #: What the last brief call took.
 _last_seconds = 0.0
 
@@ -38,10 +38,10 @@ T = TypeVar("T")
 
 async def in_thread(call: Callable[[], T]) -> T:
     """Run a blocking *call*, which no cancellation cuts short; its refusals become the request's."""
-    try:
-        return await trio.to_thread.run_sync(call)
-    except FileRefused as refusal:
-        raise RequestRefused(refusal.code, refusal.text) from refusal
+    await trio.lowlevel.checkpoint_if_cancelled()
+    started = _threads.submit(call)
+    await _end_of(started)
+    return _result(started)
 
 
 async def in_thread_briefly(call: Callable[[], T]) -> T:
@@ -53,10 +53,7 @@ async def in_thread_briefly(call: Callable[[], T]) -> T:
             started.exception(_MOMENT_SECONDS)
     if not started.done():
         await _end_of(started)
-    try:
-        return started.result()
-    except FileRefused as refusal:
-        raise RequestRefused(refusal.code, refusal.text) from refusal
+    return _result(started)
 
 
 def _timed(call: Callable[[], T]) -> T:
@@ -66,6 +63,13 @@ def _timed(call: Callable[[], T]) -> T:
         return call()
     finally:
         _last_seconds = time.perf_counter() - began
+
+
+def _result(ended: Future[T]) -> T:
+    try:
+        return ended.result()
+    except FileRefused as refusal:
+        raise RequestRefused(refusal.code, refusal.text) from refusal
 
 
 async def _end_of(started: Future[T]) -> None:
