@@ -74,7 +74,8 @@ class Link:
         self._said_last_word = False
         self._is_expelled = False
         self._is_writer_idle = False
-        self._has_waited = True
+        #: The last read was full: there may be more to read at once.
+        self._has_more = False
         #: Encrypted, and not taken by the socket.
         self._rest = bytearray()
         #: Set when the connection is about to be closed.
@@ -182,21 +183,19 @@ class Link:
         stream = self.stream
         if not isinstance(stream, trio.SocketStream):
             return bytes(await stream.receive_some(_READ_BYTES))
-        if self._has_waited:
-            await trio.lowlevel.checkpoint_if_cancelled()
-        else:
-            # The turn that others are due for the last time that nothing had to be waited for.
+        if self._has_more:
             await trio.lowlevel.checkpoint()
-        self._has_waited = False
+        else:
+            await trio.lowlevel.wait_readable(stream.socket)
         while True:
             try:
                 count = os.readv(stream.socket.fileno(), (_buffer,))
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(stream.socket)
-                self._has_waited = True
             except OSError as error:
                 raise trio.BrokenResourceError("the connection is broken") from error
             else:
+                self._has_more = count == len(_buffer)
                 return _view[:count]
 
     def write_now(self) -> bool:

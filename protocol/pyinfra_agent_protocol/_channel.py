@@ -28,6 +28,9 @@ __all__ = ["DOWN", "UP", "Channel", "Half", "step"]
 class Half(enum.Enum):
     """What is the case in one direction of a channel."""
 
+    # Members are what they are and nothing equals them. Enum's own is a function in Python, called for each frame.
+    __hash__ = object.__hash__
+
     FLOWING = "flowing"
     ENDED = "ended"
     CLOSED = "closed"

@@ -122,6 +122,7 @@ class Session:
         self.side = side
         self.channels_max = channels_max
         self.received = 0
+        self._receives = _RECEIVES[side]
         self._budget = budget if budget is not None else Budget(SESSION_BUDGET_BYTES)
         self._channels: dict[int, Channel] = {}
         self._last_channel = 0
@@ -273,7 +274,7 @@ class Session:
         events: list[Event] = []
         try:
             for frame in split_frames(plaintext):
-                if frame.kind not in _RECEIVES[self.side]:
+                if frame.kind not in self._receives:
                     raise FrameInvalid(f"{frame.kind.name} sent to the {self.side.value}")
                 if frame.kind in NUMBERED:
                     self.received += 1
