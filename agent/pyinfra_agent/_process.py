@@ -22,7 +22,7 @@ import trio
 from pyinfra_agent._drain import Draining
 from pyinfra_agent._exits import UNKNOWN, is_our_child, wait_status
 from pyinfra_agent._kill import ProcessTree
-from pyinfra_agent._pty import end_of_file, has_unread_input, set_size
+from pyinfra_agent._pty import end_of_file, has_unread_input, open_slave, set_size
 from pyinfra_agent._saved import SavedProcess
 from pyinfra_agent._spawn import Child
 
@@ -133,6 +133,8 @@ class Process:
         """Return the process that was exported."""
         pidfd, stdin, stdout, stderr = map(descriptors.take, (saved.pidfd, saved.stdin, saved.stdout, saved.stderr))
         process = cls(supervisor, Child(saved.pid, pidfd, stdin, stdout, stderr, saved.has_terminal), cgroup, drain)
+        if saved.has_terminal and stdout is not None and not saved.has_exited:
+            process._held = open_slave(stdout)
         process._unwritten, process._last_byte = saved.unwritten, saved.last_byte
         process._tree.restore(saved.tree)
         if saved.has_exited:
@@ -288,7 +290,8 @@ class Process:
         if self._exit is not None:
             self._supervisor.reap_orphans()
         self._close_stdin()
-        self._let_outputs_end()
+        if not self._has_terminal:
+            self._let_outputs_end()
         self._watch()
         trio.lowlevel.notify_closing(self._poll)
         self._poll.close()

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 __all__ = [
     "PtySize",
     "end_of_file",
+    "has_session",
     "has_unread_input",
     "in_terminal",
+    "open_slave",
     "open_terminal",
     "set_size",
     "terminal_environment",
@@ -76,22 +78,40 @@ def terminal_environment(environment: Mapping[bytes, bytes], size: PtySize) -> d
     return kept | {b"TERM": os.fsencode(size.term)}
 
 
+def open_slave(master: int) -> tuple[int, ...]:
+    """Return a new descriptor for the slave of *master*, which is not to become our controlling terminal; or none."""
+    try:
+        return (fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC),)
+    except OSError:
+        return ()
+
+
+def has_session(master: int) -> bool:
+    """Return whether a session leader is alive that has the terminal of *master*, and is hung up when that is closed.
+
+    It need not have it open.
+    """
+    try:
+        return os.tcgetpgrp(master) != 0
+    except OSError:
+        return False
+
+
 def has_unread_input(master: int) -> bool:
     """Return whether a line that was typed, or with a raw terminal a byte, was not read yet.
 
     An end-of-file character that is typed while one is, is lost where the reader is about to switch to raw: sudo does
     so before it reads, to hand all on to a terminal of its own, and would read it as a NUL.
     """
-    try:
-        slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError:
-        return False
+    opened = open_slave(master)
     try:
         poll = select.poll()
-        poll.register(slave, select.POLLIN)
+        for slave in opened:
+            poll.register(slave, select.POLLIN)
         return any(events & select.POLLIN for _, events in poll.poll(0))
     finally:
-        os.close(slave)
+        for slave in opened:
+            os.close(slave)
 
 
 def end_of_file(master: int, last_byte: int | None) -> bytes:

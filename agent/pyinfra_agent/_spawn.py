@@ -83,7 +83,8 @@ class Child:
     soon, but a command may come from an agent before this one.
 
     `held` are the ends that the command writes to, kept open by us: as long as they are, its outputs are not at their
-    end. Whoever sees the command exit closes them.
+    end. Whoever sees the command exit closes them; those of a terminal not before: a command that has closed all of its
+    streams and is about to exit, as `cat` is, would seem to be done with the terminal, and be hung up when we are, too.
     """
 
     pid: int
@@ -191,9 +192,9 @@ def _start_in_terminal(command: Command, cgroup: Cgroup | None, size: PtySize, o
     pid = _execute(command, cgroup, argv, env, (childs_stdin, slave, slave))
     pidfd = _taken_up(pid, command)
     opened.clear()
-    os.close(slave)
     os.set_blocking(master, False)
-    return Child(pid, pidfd, master if command.stdin is Stdin.PIPE else None, master, None, has_terminal=True)
+    stdin = master if command.stdin is Stdin.PIPE else None
+    return Child(pid, pidfd, stdin, master, None, has_terminal=True, held=(slave,))
 
 
 def _pipe(opened: list[int]) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from pyinfra_agent._saved import (
 )
 from pyinfra_agent._server import Agent
 from pyinfra_agent._settings import Settings
-from pyinfra_agent_protocol import Get, Info, Put, Stat
+from pyinfra_agent_protocol import Get, Info, PtySize, Put, Stat
 from pyinfra_agent_protocol.keys import KeyPair
 from tests.agent.helpers import ENVIRONMENT, Allowed, TestController, sh, until
 
@@ -192,6 +192,31 @@ async def test_command_whose_session_is_over_runs_on_and_is_reaped(house, tmp_pa
     await until(lambda: (tmp_path / "done").exists())
     await until(lambda: house.agent.supervisor.unfinished == 0)
     assert house.agent.sessions == ()
+
+
+CLOSES_ITS_TERMINAL = "echo ready; exec <&- >&- 2>&-; sleep 0.4; echo more >/dev/tty; touch {}/done; exit 5"
+
+
+async def test_terminal_that_its_command_has_closed_is_not_hung_up(house, tmp_path):
+    controller = await house.welcome()
+    call = controller.start(sh(CLOSES_ITS_TERMINAL.format(tmp_path), pty=PtySize(24, 80)))
+    await call.wait_line()
+    await trio.sleep(0.1)  # until it has closed it, which nothing tells
+    await house.hand_over()
+    await house.resume(controller)
+    assert (await call.wait()).exit == 5
+    assert call.out == b"more\r\n"
+
+
+async def test_terminal_of_a_session_that_is_over_is_not_hung_up(house, tmp_path):
+    controller = await house.welcome()
+    call = controller.start(sh(CLOSES_ITS_TERMINAL.format(tmp_path), pty=PtySize(24, 80)))
+    await call.wait_line()
+    house.agent._sessions.drop(house.agent.sessions[0])
+    await trio.sleep(0.1)
+    await house.hand_over()
+    await until(lambda: (tmp_path / "done").exists())
+    await until(lambda: not house.agent.supervisor.discarding)
 
 
 async def test_state_of_another_version_loses_sessions_and_no_command(house, tmp_path):

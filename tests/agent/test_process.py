@@ -475,6 +475,31 @@ async def test_terminal_with_a_late_reader_loses_no_output(supervisor):
     assert (await collect(process))[1] == b"".join(b"%d\r\n" % number for number in range(1, 501))
 
 
+async def test_command_that_has_closed_its_terminal_is_not_hung_up(supervisor):
+    """As every program does that closes its streams and exits then, `cat` among them; and it may open it again."""
+    script = "exec <&- >&- 2>&-; sleep 0.2; (sleep 0.2; head -c 20000 /dev/zero) >/dev/tty; sleep 0.2; exit 7"
+    ended, out, _ = await collect(supervisor.spawn(sh(script, pty=PtySize(24, 80))))
+    assert ended == Exit(7, None)
+    assert out == bytes(20_000)
+
+
+@pytest.mark.parametrize("closes", ["", "exec <&- >&- 2>&-;"], ids=["it writes on", "it has closed it"])
+async def test_terminal_that_nobody_reads_any_more_is_not_hung_up(supervisor, tmp_path, closes):
+    """Not before its command has ended, which lives on; then nothing of it is left."""
+    before = open_descriptors()
+    done = tmp_path / "done"
+    script = f"trap 'touch {done}.hup' HUP; echo up; {closes} sleep 0.3; echo more >/dev/tty; touch {done}; exit 0"
+    process = supervisor.spawn(sh(script, pty=PtySize(24, 80)))
+    await read_until(process, b"up")
+    process.abandon()
+    await gone(process.pid)
+    assert os.listdir(tmp_path) == ["done"]
+    with trio.fail_after(10):
+        while supervisor.discarding or supervisor.unfinished:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+    assert open_descriptors() == before
+
+
 async def test_terminal_is_resized(supervisor):
     process = supervisor.spawn(sh("stty size; read line; stty size", pty=PtySize(24, 80), stdin=Stdin.PIPE))
     await read_until(process, b"24 80")
