@@ -52,16 +52,25 @@ def choose_aead(name: str, key: bytes) -> Aead:
     return Direct(name, key) if Direct.is_possible(name) else ByBindings(name, key)
 
 
-class Direct:
-    """An AEAD by libsodium's own functions, on addresses."""
+class _Keyed:
+    """A pair of functions of *library*, and what each call of them takes."""
 
     __slots__ = ("_decrypt", "_encrypt", "_key", "_nonce")
 
-    def __init__(self, name: str, key: bytes) -> None:
-        self._encrypt: Any = getattr(lib, f"crypto_aead_{name}_encrypt")
-        self._decrypt: Any = getattr(lib, f"crypto_aead_{name}_decrypt")
+    def __init__(self, library: Any, name: str, key: bytes) -> None:  # noqa: ANN401 - neither has types
+        self._encrypt = getattr(library, f"crypto_aead_{name}_encrypt")
+        self._decrypt = getattr(library, f"crypto_aead_{name}_decrypt")
         self._nonce = _NONCES[name]
         self._key = key
+
+
+class Direct(_Keyed):
+    """An AEAD by libsodium's own functions, on addresses."""
+
+    __slots__ = ()
+
+    def __init__(self, name: str, key: bytes) -> None:
+        super().__init__(lib, name, key)
 
     @staticmethod
     def is_possible(name: str) -> bool:
@@ -91,16 +100,13 @@ class Direct:
         return None if failed else plaintext
 
 
-class ByBindings:
+class ByBindings(_Keyed):
     """An AEAD by PyNaCl's functions, on copies."""
 
-    __slots__ = ("_decrypt", "_encrypt", "_key", "_nonce")
+    __slots__ = ()
 
     def __init__(self, name: str, key: bytes) -> None:
-        self._encrypt: Any = getattr(bindings, f"crypto_aead_{name}_encrypt")
-        self._decrypt: Any = getattr(bindings, f"crypto_aead_{name}_decrypt")
-        self._nonce = _NONCES[name]
-        self._key = key
+        super().__init__(bindings, name, key)
 
     def seal(self, n: int, ad: bytes, buffer: bytearray, start: int, end: int) -> None:
         """See `Aead.seal`."""
