@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 __all__ = [
     "PtySize",
     "end_of_file",
-    "has_session",
     "has_unread_input",
     "in_terminal",
     "open_slave",
@@ -84,17 +83,6 @@ def open_slave(master: int) -> tuple[int, ...]:
         return (fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC),)
     except OSError:
         return ()
-
-
-def has_session(master: int) -> bool:
-    """Return whether a session leader is alive that has the terminal of *master*, and is hung up when that is closed.
-
-    It need not have it open.
-    """
-    try:
-        return os.tcgetpgrp(master) != 0
-    except OSError:
-        return False
 
 
 def has_unread_input(master: int) -> bool:

@@ -12,7 +12,6 @@ import trio
 from pyinfra_agent._drain import Drain
 from pyinfra_agent._limits import reserved_descriptors
 from pyinfra_agent._process import Process
-from pyinfra_agent._pty import has_session
 from pyinfra_agent._spawn import Command, SpawnFailed, start_child
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ _DISCARD_BYTES: Final = 64 * 1024
 #: asks less often.
 _FIRST_LOOK_FOR_ORPHANS_SECONDS: Final = 0.02
 _LAST_LOOK_FOR_ORPHANS_SECONDS: Final = 0.1
-
-_LOOK_FOR_SESSION_SECONDS: Final = 0.5
 
 _DEFAULT_DRAIN: Final = Drain()
 
@@ -202,8 +199,6 @@ class Supervisor:
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(descriptor)
             except OSError:  # EIO: a terminal that nobody has open any more
-                if not has_session(descriptor):
-                    break
-                await trio.sleep(_LOOK_FOR_SESSION_SECONDS)
+                break
         self._discarding.discard(descriptor)
         os.close(descriptor)

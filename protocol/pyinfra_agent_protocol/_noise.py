@@ -88,13 +88,12 @@ class CipherState:
         LocalProtocolError: a suite whose instructions this processor lacks.
     """
 
-    __slots__ = ("_aead", "_key", "_suite", "n")
+    __slots__ = ("_aead", "_suite", "n")
 
     def __init__(self, suite: Suite, key: bytes) -> None:
         if suite is Suite.AESGCM and not aes_available():
             raise LocalProtocolError("this processor has no AES")
         self._suite = suite
-        self._key = key
         self._aead = choose_aead(_AEADS[suite], key)
         self.n = 0
 
@@ -144,8 +143,7 @@ class CipherState:
         # key is asked for its successor once.
         buffer = bytearray(KEY + TAG)
         self._aead.seal(MAX_NONCE, b"", buffer, 0, KEY)
-        self._key = bytes(buffer[:KEY])
-        self._aead = choose_aead(_AEADS[self._suite], self._key)
+        self._aead = choose_aead(_AEADS[self._suite], bytes(buffer[:KEY]))
 
 
 def _hkdf(chaining_key: bytes, material: bytes) -> tuple[bytes, bytes]:

@@ -194,16 +194,21 @@ async def test_command_whose_session_is_over_runs_on_and_is_reaped(house, tmp_pa
     assert house.agent.sessions == ()
 
 
-CLOSES_ITS_TERMINAL = "echo ready; exec <&- >&- 2>&-; sleep 0.4; echo more >/dev/tty; touch {}/done; exit 5"
+CLOSES_ITS_TERMINAL = """
+echo ready; exec <&- >&- 2>&-; touch {0}/closed
+while ! [ -e {0}/go ]; do sleep 0.02; done
+echo more >/dev/tty; touch {0}/done; exit 5
+"""
 
 
 async def test_terminal_that_its_command_has_closed_is_not_hung_up(house, tmp_path):
     controller = await house.welcome()
     call = controller.start(sh(CLOSES_ITS_TERMINAL.format(tmp_path), pty=PtySize(24, 80)))
     await call.wait_line()
-    await trio.sleep(0.1)  # until it has closed it, which nothing tells
+    await until(lambda: (tmp_path / "closed").exists())
     await house.hand_over()
     await house.resume(controller)
+    (tmp_path / "go").touch()
     assert (await call.wait()).exit == 5
     assert call.out == b"more\r\n"
 
@@ -212,9 +217,10 @@ async def test_terminal_of_a_session_that_is_over_is_not_hung_up(house, tmp_path
     controller = await house.welcome()
     call = controller.start(sh(CLOSES_ITS_TERMINAL.format(tmp_path), pty=PtySize(24, 80)))
     await call.wait_line()
+    await until(lambda: (tmp_path / "closed").exists())
     house.agent._sessions.drop(house.agent.sessions[0])
-    await trio.sleep(0.1)
     await house.hand_over()
+    (tmp_path / "go").touch()
     await until(lambda: (tmp_path / "done").exists())
     await until(lambda: not house.agent.supervisor.discarding)
 

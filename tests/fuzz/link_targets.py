@@ -7,7 +7,7 @@ sent: each target is a test of authenticity too.
 from __future__ import annotations
 
 import functools
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from pyinfra_agent_protocol import (
     HandshakeFailed,
@@ -64,7 +64,8 @@ def genuine(suite: Suite) -> Genuine:
     answer = agent.data_to_send()
     connector.receive_data(answer)
     closing, transport = connector.finish(CONTROLLER_SAYS)
-    return Genuine(opening, answer, closing, transport._send._key, transport._receive._key)
+    upward, downward = (cast("Any", cipher._aead)._key for cipher in (transport._send, transport._receive))
+    return Genuine(opening, answer, closing, upward, downward)
 
 
 def fuzz_responder(data: bytes) -> None:
