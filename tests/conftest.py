@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,16 @@ CONNECTOR_TESTS = Path(__file__).parent / "connector"
 
 NO_SKIP = os.environ.get("PYINFRA_AGENT_NO_SKIP") == "1"
 """Set where every tool is installed and every right is given (CI): a skipped test is then a failed one."""
+
+
+def pytest_configure(config):
+    """Let every signal act as it does in a terminal, whatever `nohup` or a script's `&` has set to be ignored.
+
+    Programs under test inherit it and leave alone what they were told to ignore: tests of signals would wait for ever.
+    """
+    for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(trylast=True)  # after -k, -m and the like have had their choice
