@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
-__all__ = ["in_thread", "in_thread_briefly"]
+__all__ = ["in_background", "in_thread", "in_thread_briefly"]
 
 _MOMENT_SECONDS: Final = 0.001
 #: As many as trio has for itself.
@@ -54,6 +54,11 @@ async def in_thread_briefly(call: Callable[[], T]) -> T:
     if not started.done():
         await _end_of(started)
     return _result(started)
+
+
+def in_background(call: Callable[[], object]) -> None:
+    """Run a blocking *call* that nobody waits for, and whose failure nobody can mend."""
+    _threads.submit(call)
 
 
 def _timed(call: Callable[[], T]) -> T:

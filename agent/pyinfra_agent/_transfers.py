@@ -21,6 +21,7 @@ from ._commands import start_command
 from ._download import Download
 from ._incoming import open_spool
 from ._refusal import show_path
+from ._replaced import free_replaced
 from ._spawn import Command, Stdin
 from ._stat import stat_path
 from ._threads import in_thread, in_thread_briefly
@@ -98,7 +99,7 @@ async def _put(context: Context, channel: RequestChannel, request: Put) -> PutRe
                 litter=context.litter,
             )
         upload.write(chunks)
-        return upload.commit(*announced(ended)) if ended is not None else None
+        return upload.commit(*announced(ended), holds_replaced=True) if ended is not None else None
 
     try:
         while True:
@@ -107,6 +108,8 @@ async def _put(context: Context, channel: RequestChannel, request: Put) -> PutRe
             run = in_thread_briefly if upload is None and ended is not None else in_thread
             done = await run(partial(write, chunks, ended))
             if done is not None:
+                if done.replaced is not None:
+                    channel.when_released(partial(free_replaced, done.replaced))
                 return PutResult(done.size, done.created, done.in_place)
     except BaseException:
         if upload is not None:

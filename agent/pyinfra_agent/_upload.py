@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Final
 from ._in_place import overwrite
 from ._incoming import Incoming, open_spool, report_late_errors
 from ._refusal import refused, translating
+from ._replaced import hold_replaced
 from ._target import Target
 from ._temporary import create_temporary, record_temporary
 
@@ -68,12 +69,14 @@ class UploadResult:
         path: the file that was written, symbolic links followed.
         in_place: the old file was overwritten, not replaced.
         created: there was no such file before.
+        replaced: a descriptor for the file that was, for the caller to close; None if it is gone already.
     """
 
     size: int
     path: bytes
     in_place: bool
     created: bool
+    replaced: int | None = None
 
 
 class Upload:
@@ -102,6 +105,8 @@ class Upload:
         self._mode = mode
         self._sync = sync
         self._litter = litter
+        self._holds_replaced = False
+        self._replaced: int | None = None
 
     @classmethod
     def open(
@@ -181,13 +186,16 @@ class Upload:
         """
         self._incoming.write(chunks)
 
-    def commit(self, size: int, digest: bytes) -> UploadResult:
+    def commit(self, size: int, digest: bytes, *, holds_replaced: bool = False) -> UploadResult:
         """Verify what has arrived and let it become the file; the upload is over, whatever happens.
+
+        With *holds_replaced* a large file that it replaces may be left to the caller (`UploadResult.replaced`).
 
         Raises:
             FileRefused: it is not what was sent, or cannot be put there. The old file is as it was, unless the text
                 says that it was being written in place.
         """
+        self._holds_replaced = holds_replaced
         try:
             with translating("write", self._target.path):
                 self._incoming.verify(size, digest)
@@ -202,6 +210,9 @@ class Upload:
             with suppress(OSError):
                 os.unlink(self._temporary, dir_fd=self._target.fd)
             self._forget_temporary()
+        if self._replaced is not None:
+            os.close(self._replaced)
+            self._replaced = None
         self._target.close()
 
     def _replace(self) -> UploadResult:
@@ -223,20 +234,22 @@ class Upload:
         else:
             os.fdatasync(fd)
         try:
-            self._publish(new=old is None)
+            self._publish(old)
         except OSError as error:
             if old is None or error.errno not in _NAME_FIXED:
                 raise
             return self._write_in_place()
         if self._sync is SyncPolicy.FULL:
             self._target.sync_directory()
-        return self._result(in_place=False, created=old is None)
+        replaced, self._replaced = self._replaced, None
+        size, path = self._incoming.size, self._target.path
+        return UploadResult(size, path, in_place=False, created=old is None, replaced=replaced)
 
-    def _publish(self, *, new: bool) -> None:
+    def _publish(self, old: os.stat_result | None) -> None:
         target = self._target
         if self._temporary is None:
             unnamed = b"/proc/self/fd/%d" % self._incoming.fd
-            if new:
+            if old is None:
                 # FileExistsError: somebody made it since we looked; then the later of the two stays, as with rename.
                 with suppress(FileExistsError):
                     os.link(unnamed, target.name, dst_dir_fd=target.fd, follow_symlinks=True)
@@ -244,6 +257,8 @@ class Upload:
             name = record_temporary(target, self._litter)
             self._temporary = name
             os.link(unnamed, name, dst_dir_fd=target.fd, follow_symlinks=True)
+        if old is not None and self._holds_replaced:
+            self._replaced = hold_replaced(target, old)
         os.rename(self._temporary, target.name, src_dir_fd=target.fd, dst_dir_fd=target.fd)
         self._forget_temporary()
 
@@ -255,7 +270,4 @@ class Upload:
     def _write_in_place(self) -> UploadResult:
         flush = self._sync is not SyncPolicy.NONE
         overwrite(self._target, self._incoming, mode=self._mode, flush=flush)
-        return self._result(in_place=True, created=False)
-
-    def _result(self, *, in_place: bool, created: bool) -> UploadResult:
-        return UploadResult(self._incoming.size, self._target.path, in_place, created)
+        return UploadResult(self._incoming.size, self._target.path, in_place=True, created=False)

@@ -53,17 +53,19 @@ def _read(file: IO[Any]) -> bytes:
 
 
 @contextmanager
-def local_sink(filename_or_io: str | os.PathLike[str] | IO[Any]) -> Iterator[Callable[[bytes | bytearray], object]]:
+def local_sink(
+    filename_or_io: str | os.PathLike[str] | IO[Any], free: Callable[[int], object] = os.close
+) -> Iterator[Callable[[bytes | bytearray], object]]:
     """Give a function that takes a downloaded file's bytes; a named file appears when the block ends well.
 
-    It is the old file or the whole new one (`replacing`).  An IO object gets bytes as they arrive; a text
-    one gets them decoded as UTF-8.
+    It is the old file or the whole new one (`replacing`, whose *free* this is).  An IO object gets bytes as they
+    arrive; a text one gets them decoded as UTF-8.
 
     Raises:
         OSError: the file cannot be written, or it is neither a name nor a writable object.
     """
     if isinstance(filename_or_io, str | os.PathLike):
-        with replacing(filename_or_io) as write:
+        with replacing(filename_or_io, free) as write:
             yield write
         return
     if not hasattr(filename_or_io, "write"):

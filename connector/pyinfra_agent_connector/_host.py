@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
+from gevent.monkey import get_original
 from pyinfra import logger
 from pyinfra.api.exceptions import ConnectError, PyinfraError
 
@@ -254,7 +255,7 @@ class AgentHost:
 
         def download(arguments: Mapping[str, Any]) -> None:
             route = read_route(self._wrap, remote_filename, _auth(arguments), client.user)
-            with local_sink(filename_or_io) as write:
+            with local_sink(filename_or_io, _close_in_thread) as write:
                 client.get(route.path, write, argv=route.argv, env=route.env, nonce=route.nonce)
             if print_output:
                 echo(f"{self._host.print_prefix}file downloaded: {remote_filename}", err=True)
@@ -299,6 +300,11 @@ def _wrapped(wrap: Wrap, name: str, command: StringCommand | str, arguments: Map
 
 def _notify(prefix: str, text: str) -> None:
     logger.warning(f"{prefix}{text}")
+
+
+def _close_in_thread(descriptor: int) -> None:
+    """Close *descriptor*, without waiting for what that takes."""
+    get_original("_thread", "start_new_thread")(get_original("os", "close"), (descriptor,))
 
 
 def _auth(arguments: Mapping[str, Any]) -> dict[str, Any]:

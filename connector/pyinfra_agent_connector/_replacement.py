@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Final
 
 from ._errors import AgentError
+from ._replaced import hold_replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -41,8 +42,12 @@ _NEVER_COPIED: Final = frozenset({"security.capability", "security.ima", "securi
 
 
 @contextmanager
-def replacing(name: str | os.PathLike[str]) -> Iterator[Callable[[bytes | bytearray], object]]:
+def replacing(
+    name: str | os.PathLike[str], free: Callable[[int], object] = os.close
+) -> Iterator[Callable[[bytes | bytearray], object]]:
     """Give a function that takes the content of the file *name*, which appears when the block ends well.
+
+    A large file that it replaces is given to *free*, as a descriptor to close: that may take a while.
 
     Symbolic links are followed. A new file gets its permissions from the umask; an old one keeps mode, owner, ACL and
     extended attributes. A device or a FIFO is written as the data comes.
@@ -59,7 +64,7 @@ def replacing(name: str | os.PathLike[str]) -> Iterator[Callable[[bytes | bytear
         if old is not None and not stat.S_ISREG(old.st_mode):
             new = _Sink(open(name, "wb", buffering=0))  # noqa: SIM115 - closed below, as the others are
         else:
-            new = _open_new(os.path.realpath(name), old)
+            new = _open_new(os.path.realpath(name), old, free)
 
     def write(data: bytes | bytearray) -> None:
         with _explaining(shown):
@@ -101,11 +106,19 @@ class _InPlace(_Sink):
 class _Replacement(_Sink):
     """Data on its way into a new file beside its place, *temporary* if it has a name."""
 
-    def __init__(self, file: IO[bytes], path: str, temporary: str | None, old: os.stat_result | None) -> None:
+    def __init__(
+        self,
+        file: IO[bytes],
+        path: str,
+        temporary: str | None,
+        old: os.stat_result | None,
+        free: Callable[[int], object],
+    ) -> None:
         super().__init__(file)
         self._path = path
         self._temporary = temporary
         self._old = old
+        self._free = free
 
     def commit(self) -> None:
         if self._old is not None and not _copy_attributes(self._path, self.file.fileno()):
@@ -128,7 +141,12 @@ class _Replacement(_Sink):
             temporary = _temporary_name(self._path)
             _name(self.file.fileno(), temporary)
             self._temporary = temporary
-        os.replace(self._temporary, self._path)
+        replaced = hold_replaced(self._path, self._old) if self._old is not None else None
+        try:
+            os.replace(self._temporary, self._path)
+        finally:
+            if replaced is not None:
+                self._free(replaced)
         self._temporary = None
 
     def abort(self) -> None:
@@ -138,7 +156,7 @@ class _Replacement(_Sink):
                 os.unlink(self._temporary)
 
 
-def _open_new(path: str, old: os.stat_result | None) -> _Sink:
+def _open_new(path: str, old: os.stat_result | None, free: Callable[[int], object]) -> _Sink:
     if old is not None and old.st_nlink > 1:
         return _InPlace(_spool(), path)
     try:
@@ -149,7 +167,7 @@ def _open_new(path: str, old: os.stat_result | None) -> _Sink:
             raise
         return _InPlace(_spool(), path)
     # Unbuffered for large chunks; a small file is one write either way.
-    return _Replacement(open(fd, "w+b", buffering=0), path, temporary, old)
+    return _Replacement(open(fd, "w+b", buffering=0), path, temporary, old, free)
 
 
 def _spool() -> IO[bytes]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import inspect
 import io
 import os
@@ -423,6 +425,26 @@ def test_put_and_get_of_names(host, tmp_path, name):
     assert host.get_file(remote, back) is True
     with open(back, "rb") as file:
         assert file.read() == content
+
+
+def test_large_files_that_were_replaced_on_both_sides_are_let_go_of(host, tmp_path):
+    local, remote = tmp_path / "local", tmp_path / "remote"
+    for path in (local, remote):
+        path.write_bytes(bytes(20 << 20))
+    olds = {os.stat(path).st_ino for path in (local, remote)}
+    assert host.put_file(io.BytesIO(b"new"), str(remote))
+    assert host.get_file(str(remote), str(local))
+    assert local.read_text() == "new"
+
+    def held():
+        found = set()
+        for descriptor in glob.glob("/proc/[0-9]*/fd/*"):
+            with contextlib.suppress(OSError):  # it is gone
+                status = os.stat(descriptor)
+                found |= {status.st_ino} if status.st_dev == os.stat(tmp_path).st_dev else set()
+        return found & olds
+
+    until(lambda: not held())
 
 
 def test_put_and_get_of_objects(host, tmp_path):

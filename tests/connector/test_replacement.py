@@ -326,3 +326,55 @@ def test_controller_killed_at_any_step_leaves_the_old_file_or_the_new_one(exists
     assert outcomes[-1] == b"new"
     # Between its name and the rename; a new file has none but its own.
     assert temporaries == "named" or litter <= exists
+
+
+# --- a large file that is replaced ---
+
+LARGE = bytes(20 << 20)
+
+
+def free_bytes(place):
+    system = os.statvfs(place)
+    return system.f_bavail * system.f_frsize
+
+
+@pytest.fixture
+def place(tmp_path, request):
+    """A file system in memory, with room for six times the large file unless the test wants another."""
+    place = tmp_path / "place"
+    place.mkdir()
+    with mounted("-t", "tmpfs", "-o", f"size={getattr(request, 'param', 120)}m", "none", str(place)):
+        yield place
+
+
+@needs_root
+def test_large_old_file_is_given_to_whoever_frees_it(place):
+    path = place / "file"
+    path.write_bytes(LARGE)
+    before = free_bytes(place)
+    held = []
+    with replacing(path, held.append) as write:
+        write(b"new")
+    assert path.read_bytes() == b"new"
+    (descriptor,) = held
+    assert os.fstat(descriptor).st_nlink == 0
+    assert free_bytes(place) <= before
+    os.close(descriptor)
+    assert free_bytes(place) - before > len(LARGE) // 2
+
+
+@needs_root
+@pytest.mark.parametrize("place", [90], indirect=True)
+def test_large_old_file_is_freed_by_the_rename_where_space_is_scarce(place):
+    (place / "file").write_bytes(LARGE)
+    before = free_bytes(place)
+    with replacing(place / "file", lambda descriptor: pytest.fail("it was held")) as write:
+        write(b"new")
+    assert free_bytes(place) - before > len(LARGE) // 2
+
+
+def test_small_old_file_and_no_old_file_are_given_to_nobody(tmp_path):
+    for name in ("old", "none"):
+        (tmp_path / "old").write_bytes(b"old")
+        with replacing(tmp_path / name, lambda descriptor: pytest.fail("it was held")) as write:
+            write(b"new")
