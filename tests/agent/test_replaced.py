@@ -8,6 +8,7 @@ import os
 
 import pytest
 
+from pyinfra_agent import _replaced
 from pyinfra_agent._upload import Upload
 from pyinfra_agent_protocol import Put
 from tests.agent.helpers import House, socket_pair, until
@@ -75,6 +76,12 @@ def test_large_file_is_freed_at_once_where_space_is_scarce(place):
     before = free_bytes(place)
     assert put(place / "file", holds_replaced=True).replaced is None
     assert free_bytes(place) - before > len(OLD) // 2
+
+
+def test_large_file_is_freed_at_once_on_a_file_system_of_another_machine(place, monkeypatch):
+    monkeypatch.setattr(_replaced, "_OF_THIS_MACHINE", frozenset({"ext4"}))  # as if tmpfs were NFS
+    (place / "file").write_bytes(OLD)
+    assert put(place / "file", holds_replaced=True).replaced is None
 
 
 def test_small_file_is_freed_at_once(place):

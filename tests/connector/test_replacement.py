@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from pyinfra_agent_connector import _replaced
 from pyinfra_agent_connector._replacement import replacing
 from tests.steps import killed_at_each_step
 
@@ -241,6 +242,7 @@ def test_file_in_a_closed_directory_is_written_in_place(tmp_path):
     # The other user may have no way to this Python, so it becomes that user when all is imported.
     script = f"""
 import os
+from pyinfra_agent_connector import _replaced
 from pyinfra_agent_connector._replacement import replacing
 os.setgroups([])
 os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
@@ -287,6 +289,7 @@ def test_error_that_comes_at_close_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 GET = """
+from pyinfra_agent_connector import _replaced
 from pyinfra_agent_connector._replacement import replacing
 
 path, temporaries = sys.argv[1:]
@@ -371,6 +374,14 @@ def test_large_old_file_is_freed_by_the_rename_where_space_is_scarce(place):
     with replacing(place / "file", lambda descriptor: pytest.fail("it was held")) as write:
         write(b"new")
     assert free_bytes(place) - before > len(LARGE) // 2
+
+
+@needs_root
+def test_large_old_file_is_freed_by_the_rename_on_a_file_system_of_another_machine(place, monkeypatch):
+    monkeypatch.setattr(_replaced, "_OF_THIS_MACHINE", frozenset({"ext4"}))  # as if tmpfs were NFS
+    (place / "file").write_bytes(LARGE)
+    with replacing(place / "file", lambda descriptor: pytest.fail("it was held")) as write:
+        write(b"new")
 
 
 def test_small_old_file_and_no_old_file_are_given_to_nobody(tmp_path):
