@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["execute"]
 
-#: Python ignores SIGPIPE and SIGXFSZ, and a program must not find them ignored. The others have a handler or the default;
-#: all are named because glibc asks what each has that is not: 60 system calls, a fourteenth of posix_spawn.
+#: Python ignores SIGPIPE and SIGXFSZ, and a program must not find them ignored. The others have a handler or the
+#: default; all are named because glibc asks what each has that is not: 60 system calls, a fourteenth of posix_spawn.
 _DEFAULT: Final = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 _FIRST_FREE: Final = 3  # below are the standard streams
 
