@@ -58,7 +58,9 @@ async def in_thread_briefly(call: Callable[[], T]) -> T:
 
 def in_background(call: Callable[[], object]) -> None:
     """Run a blocking *call* that nobody waits for, and whose failure nobody can mend."""
-    _threads.submit(call)
+    # No further thread can be started, or the agent ends: one that is there takes the call all the same.
+    with suppress(RuntimeError):
+        _threads.submit(call)
 
 
 def _timed(call: Callable[[], T]) -> T:

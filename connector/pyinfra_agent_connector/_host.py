@@ -303,8 +303,12 @@ def _notify(prefix: str, text: str) -> None:
 
 
 def _close_in_thread(descriptor: int) -> None:
-    """Close *descriptor*, without waiting for what that takes."""
-    get_original("_thread", "start_new_thread")(get_original("os", "close"), (descriptor,))
+    """Close *descriptor*, without waiting for what that takes unless no thread can be started."""
+    close = get_original("os", "close")
+    try:
+        get_original("_thread", "start_new_thread")(close, (descriptor,))
+    except RuntimeError:
+        close(descriptor)
 
 
 def _auth(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from pyinfra_agent import _replaced
+from pyinfra_agent import _replaced, _threads
 from pyinfra_agent._upload import Upload
 from pyinfra_agent_protocol import Put
 from tests.agent.helpers import House, socket_pair, until
@@ -120,3 +120,24 @@ async def test_space_is_there_again_after_the_answer(place, nursery):
     assert (call.result.created, call.result.in_place) == (False, False)
     await until(lambda: free_bytes(place) - before > len(OLD) // 2)
     assert open_in(place) == []
+
+
+async def test_large_file_is_replaced_though_no_further_thread_can_be_started(place, nursery, monkeypatch):
+    path = place / "file"
+    path.write_bytes(OLD)
+    controller = await House(nursery).welcome(socket_pair)
+    submit = _threads._threads.submit
+
+    def submit_without_a_thread(call):
+        submit(call)  # as the pool does: it has the call before it tries to start a thread
+        raise RuntimeError("can't start new thread")
+
+    def in_background(call):
+        with monkeypatch.context() as patch:
+            patch.setattr(_threads._threads, "submit", submit_without_a_thread)
+            _threads.in_background(call)
+
+    monkeypatch.setattr(_replaced, "in_background", in_background)
+    assert (await controller.ask(Put(bytes(path)), NEW)).refusal is None
+    await until(lambda: open_in(place) == [])
+    assert (await controller.ask(Put(bytes(path)), NEW)).refusal is None

@@ -447,6 +447,23 @@ def test_large_files_that_were_replaced_on_both_sides_are_let_go_of(host, tmp_pa
     until(lambda: not held())
 
 
+def test_large_file_is_replaced_though_no_thread_can_be_started(host, tmp_path, monkeypatch):
+    (tmp_path / "remote").write_bytes(b"new")
+    (tmp_path / "local").write_bytes(bytes(20 << 20))
+
+    def start_new_thread(function, arguments):
+        raise RuntimeError("can't start new thread")
+
+    def get_original(module, name):
+        return start_new_thread if name == "start_new_thread" else getattr(os, name)
+
+    monkeypatch.setattr(_host, "get_original", get_original)
+    before = len(os.listdir("/proc/self/fd"))
+    assert host.get_file(str(tmp_path / "remote"), str(tmp_path / "local"))
+    assert (tmp_path / "local").read_bytes() == b"new"
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_put_and_get_of_objects(host, tmp_path):
     """Bytes and text, in memory and in files."""
     remote = str(tmp_path / "remote")
