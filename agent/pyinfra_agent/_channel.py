@@ -145,17 +145,16 @@ class RequestChannel:
         If it is cancelled, `export` knows what was not sent.
         """
         view = memoryview(data)
-        for start in range(0, len(view), DATA_BODY_BYTES):
-            while not self._session_ended and not self._protocol.sendable(self.number):
-                self._unsent = stream, view[start:]
+        while view and not self._session_ended:
+            if room := self._protocol.sendable(self.number):
+                body, view = view[:room], view[room:]
+                self._protocol.send_data(self.number, body, stream)
+                self.sent_bytes += len(body)
+                self._wake_writer()
+            else:
+                self._unsent = stream, view
                 await self._room.park()
                 self._unsent = None
-            if self._session_ended:
-                return
-            body = view[start : start + DATA_BODY_BYTES]
-            self._protocol.send_data(self.number, body, stream)
-            self.sent_bytes += len(body)
-            self._wake_writer()
 
     def listen(self, listener: Callable[[SignalReceived | ResizeReceived], None]) -> None:
         """Call *listener* with each signal and new size, those that came before it included."""

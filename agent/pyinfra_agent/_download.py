@@ -7,6 +7,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
+from ._file_systems import is_in_memory
 from ._refusal import FileRefused, refused, show_path, translating
 from ._stat import type_of
 
@@ -34,6 +35,7 @@ class Download:
         self._fd = fd
         self._path = path
         self._digest = digest
+        self._device = state.st_dev
         self.size = state.st_size
         self.mode = stat.S_IMODE(state.st_mode)
 
@@ -83,6 +85,10 @@ class Download:
         while len(block) < max_bytes and (more := self.read(min(most, max_bytes - len(block)))):
             block += more
         return block
+
+    def is_in_memory(self) -> bool:
+        """Tell whether reading never waits for a disk; to ask takes longer than reading a small file."""
+        return is_in_memory(self._device)
 
     def close(self) -> None:
         """Close the file; closing twice is harmless."""

@@ -9,6 +9,7 @@ import tempfile
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
 
+from ._file_systems import is_in_memory
 from ._refusal import FileRefused, refused, show_path, translating
 
 if TYPE_CHECKING:
@@ -75,6 +76,10 @@ class Incoming:
                 f"cannot write {show_path(self._path)}: what arrived is not what was sent; send it again",
             )
         os.lseek(self.fd, 0, os.SEEK_SET)
+
+    def is_in_memory(self) -> bool:
+        """Tell whether `write` never waits for a disk."""
+        return is_in_memory(os.fstat(self.fd).st_dev)
 
     def close(self) -> None:
         """Close the file; closing twice is harmless."""

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["Link"]
 
 _READ_BYTES: Final = 256 * 1024
+#: How many of these a link that has always more to read is given before others run: some 0.7 ms.
+_READS_A_TURN: Final = 4
 # Of a buffer that is used again and again the pages are there, and their content is in the processor's cache.
 _buffer: Final = bytearray(_READ_BYTES)
 _view: Final = memoryview(_buffer)
@@ -76,6 +78,7 @@ class Link:
         self._is_writer_idle = False
         #: The last read was full: there may be more to read at once.
         self._has_more = False
+        self._reads = 0
         #: Encrypted, and not taken by the socket.
         self._rest = bytearray()
         #: Set when the connection is about to be closed.
@@ -183,10 +186,13 @@ class Link:
         stream = self.stream
         if not isinstance(stream, trio.SocketStream):
             return bytes(await stream.receive_some(_READ_BYTES))
-        if self._has_more:
-            await trio.lowlevel.checkpoint()
-        else:
+        self._reads += 1
+        if not self._has_more:
             await trio.lowlevel.wait_readable(stream.socket)
+        elif self._reads % _READS_A_TURN:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await trio.lowlevel.checkpoint()
         while True:
             try:
                 count = os.readv(stream.socket.fileno(), (_buffer,))

@@ -12,6 +12,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from ._file_systems import is_of_this_machine
 from ._threads import in_background
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ __all__ = ["free_replaced", "hold_replaced"]
 _LARGE_BYTES: Final = 16 << 20
 _FREE_TIMES: Final = 4
 _BLOCK_BYTES: Final = 512  # of st_blocks, whatever the file system's are: stat(2)
-#: Over NFS, a file that is held open when it is replaced lives on under a name of its own (`.nfs...`).
-_OF_THIS_MACHINE: Final = frozenset({"btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"})
 
 
 def hold_replaced(target: Target, old: os.stat_result) -> int | None:
@@ -34,7 +33,8 @@ def hold_replaced(target: Target, old: os.stat_result) -> int | None:
         return None
     try:
         system = os.fstatvfs(target.fd)
-        if system.f_bavail * system.f_frsize < _FREE_TIMES * size or not _is_of_this_machine(old.st_dev):
+        # Over NFS, a file that is held open when it is replaced lives on under a name of its own (`.nfs...`).
+        if system.f_bavail * system.f_frsize < _FREE_TIMES * size or not is_of_this_machine(old.st_dev):
             return None
         return os.open(target.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=target.fd)
     except OSError:
@@ -44,13 +44,3 @@ def hold_replaced(target: Target, old: os.stat_result) -> int | None:
 def free_replaced(descriptor: int) -> None:
     """Let go of what `hold_replaced` has returned, without waiting."""
     in_background(partial(os.close, descriptor))
-
-
-def _is_of_this_machine(device: int) -> bool:
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            fields = line.split(" ")  # proc_pid_mountinfo(5): the device is the third, the type follows a hyphen
-            if fields[2] == wanted:
-                return fields[fields.index("-") + 1] in _OF_THIS_MACHINE
-    return False

@@ -153,7 +153,11 @@ class AgentSession:
             self._handle(event)
 
     def _handle(self, event: Event) -> None:
-        if isinstance(event, RequestReceived):
+        if isinstance(event, DataReceived):  # the most frequent one first
+            found = self._channels.get(event.channel)
+            if found is not None:
+                found.put_data(event)
+        elif isinstance(event, RequestReceived):
             if self.is_closing:
                 return
             channel = RequestChannel(event.channel, self.protocol, self.wake_writer)
@@ -165,9 +169,7 @@ class AgentSession:
             found = self._channels.get(event.channel)
             if found is None:
                 return
-            if isinstance(event, DataReceived):
-                found.put_data(event)
-            elif isinstance(event, StreamEnded):
+            if isinstance(event, StreamEnded):
                 found.put_end(event)
             elif isinstance(event, SignalReceived | ResizeReceived):
                 found.put_control(event)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
-__all__ = ["in_background", "in_thread", "in_thread_briefly"]
+__all__ = ["at_once", "in_background", "in_thread", "in_thread_briefly"]
 
 _MOMENT_SECONDS: Final = 0.001
 #: As many as trio has for itself.
@@ -56,6 +56,14 @@ async def in_thread_briefly(call: Callable[[], T]) -> T:
     return _result(started)
 
 
+def at_once(call: Callable[[], T]) -> T:
+    """Do here what needs no thread, for it never waits; its refusals become the request's."""
+    try:
+        return call()
+    except FileRefused as refusal:
+        raise RequestRefused(refusal.code, refusal.text) from refusal
+
+
 def in_background(call: Callable[[], object]) -> None:
     """Run a blocking *call* that nobody waits for, and whose failure nobody can mend."""
     # No further thread can be started, or the agent ends: one that is there takes the call all the same.
@@ -73,10 +81,7 @@ def _timed(call: Callable[[], T]) -> T:
 
 
 def _result(ended: Future[T]) -> T:
-    try:
-        return ended.result()
-    except FileRefused as refusal:
-        raise RequestRefused(refusal.code, refusal.text) from refusal
+    return at_once(ended.result)
 
 
 async def _end_of(started: Future[T]) -> None:

@@ -1,7 +1,8 @@
 """The put, get and stat requests: files between a channel and the disk.
 
 Blocking calls run in threads (`_threads`): one call for a small file from opening to renaming, one per two mebibytes of
-a large one.  While a thread digests and writes, the event loop decrypts what comes next.
+a large one.  While a thread digests and writes, the event loop decrypts what comes next.  Where a file is in memory
+(tmpfs), and open, the event loop reads and writes it by itself: there is no disk to wait for.
 
 As another user nothing is opened by the agent: the bytes go through a process that the controller's
 wrapping (sudo, su, doas) starts as that user, with a nameless file that was verified first as its
@@ -24,7 +25,7 @@ from ._refusal import show_path
 from ._replaced import free_replaced
 from ._spawn import Command, Stdin
 from ._stat import stat_path
-from ._threads import in_thread, in_thread_briefly
+from ._threads import at_once, in_thread, in_thread_briefly
 from ._upload import Upload
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ __all__ = ["announced", "run_get", "run_put", "run_stat", "unless_cancelled"]
 #: What one call into a thread reads or writes, about two mebibytes: half as much makes a transfer's agent 7 % dearer.
 #: A multiple of a frame's body, so that no crumb is left over.
 _BLOCK_BYTES: Final = 34 * DATA_BODY_BYTES
+#: The same without a thread: what was decrypted is written, and what was read encrypted, while it is in the
+#: processor's cache.
+_PIECE_BYTES: Final = 4 * DATA_BODY_BYTES
 #: What is read of a helper's output at once.
 _OUTPUT_BYTES: Final = 1 << 20
 #: The end of a helper's error output that is repeated to the controller.
@@ -85,10 +89,11 @@ async def _put(context: Context, channel: RequestChannel, request: Put) -> PutRe
     path = context.locate(request.path)
 
     upload: Upload | None = None
+    is_in_memory = False
 
     def write(chunks: Sequence[bytes | bytearray], ended: StreamEnded | None) -> UploadResult | None:
         """Do in one call what can be done now: open, write, and commit if *ended*."""
-        nonlocal upload
+        nonlocal upload, is_in_memory
         if upload is None:
             upload = Upload.open(
                 path,
@@ -98,13 +103,17 @@ async def _put(context: Context, channel: RequestChannel, request: Put) -> PutRe
                 sync=context.settings.sync,
                 litter=context.litter,
             )
+            is_in_memory = ended is None and upload.is_in_memory()
         upload.write(chunks)
         return upload.commit(*announced(ended), holds_replaced=True) if ended is not None else None
 
     try:
         while True:
-            chunks = await channel.receive(_BLOCK_BYTES)
+            chunks = await channel.receive(_PIECE_BYTES if is_in_memory else _BLOCK_BYTES)
             ended = channel.ended if channel.is_drained else None
+            if is_in_memory and ended is None:
+                at_once(partial(write, chunks, None))
+                continue
             run = in_thread_briefly if upload is None and ended is not None else in_thread
             done = await run(partial(write, chunks, ended))
             if done is not None:
@@ -129,10 +138,17 @@ async def _get(context: Context, channel: RequestChannel, request: Get) -> GetRe
     path = context.locate(request.path)
     digest = Digest()
 
+    is_in_memory = False
+    block_bytes = _BLOCK_BYTES
+
     def begin() -> tuple[Download, bytes]:
+        nonlocal is_in_memory, block_bytes
         download = Download.open(path, digest=digest)
         try:
-            return download, download.read_block(_BLOCK_BYTES)
+            is_in_memory = download.size > _PIECE_BYTES and download.is_in_memory()
+            if is_in_memory:
+                block_bytes = _PIECE_BYTES
+            return download, download.read_block(block_bytes)
         except BaseException:
             download.close()
             raise
@@ -141,9 +157,13 @@ async def _get(context: Context, channel: RequestChannel, request: Get) -> GetRe
     size = 0
     try:
         # A block that is not full is the last one.
-        while len(block) == _BLOCK_BYTES:
+        while len(block) == block_bytes:
             size += len(block)
-            following = _Ahead(partial(download.read_block, _BLOCK_BYTES))
+            if is_in_memory:
+                await channel.send(block)
+                block = at_once(partial(download.read_block, block_bytes))
+                continue
+            following = _Ahead(partial(download.read_block, block_bytes))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(following.read)
                 await channel.send(block)

@@ -186,6 +186,10 @@ class Upload:
         """
         self._incoming.write(chunks)
 
+    def is_in_memory(self) -> bool:
+        """Tell whether `write` never waits for a disk; to ask takes longer than writing a small file."""
+        return self._incoming.is_in_memory()
+
     def commit(self, size: int, digest: bytes, *, holds_replaced: bool = False) -> UploadResult:
         """Verify what has arrived and let it become the file; the upload is over, whatever happens.
 

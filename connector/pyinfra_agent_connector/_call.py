@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 
 from gevent.event import Event
 
-from pyinfra_agent_protocol import DATA_BODY_BYTES, DataReceived
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
 
-    from pyinfra_agent_protocol import Result
+    from pyinfra_agent_protocol import DataReceived, Result
 
     from ._connection import Connection
 
@@ -87,13 +85,15 @@ class Call:
     def send(self, data: bytes) -> bool:
         """Send *data*, waiting while the agent does not take more; False once the answer is there and it is in vain."""
         view = memoryview(data)
-        for start in range(0, len(view), DATA_BODY_BYTES):
-            while not self.is_over and not self._connection.sendable(self.channel):
-                self._room.clear()
-                self._room.wait()
+        while view:
             if self.is_over:
                 return False
-            self._connection.send_data(self.channel, view[start : start + DATA_BODY_BYTES])
+            if room := self._connection.sendable(self.channel):
+                self._connection.send_data(self.channel, view[:room])
+                view = view[room:]
+            else:
+                self._room.clear()
+                self._room.wait()
         return True
 
     def end(self, *, size: int | None = None, digest: bytes | None = None) -> None:

@@ -197,8 +197,13 @@ class Link:
                     if not records:
                         break
                     self._on_room()
-                    self._sock.sendall(records)
-                    if len(records) >= _WRITE_BYTES:
+                    size = len(records)
+                    # What sendall() does first as well, behind a dozen calls of gevent's.
+                    with contextlib.suppress(BlockingIOError):
+                        del records[: os.write(self._sock.fileno(), records)]
+                    if records:
+                        self._sock.sendall(records)
+                    if size >= _WRITE_BYTES:
                         # As in the agent's link: encrypt late, so that a command never waits behind a file.
                         self._wait_writable()
         except OSError as error:

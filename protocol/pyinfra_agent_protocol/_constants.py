@@ -68,12 +68,12 @@ AGENT_BUDGET_BYTES: Final = 256 * 1024 * 1024
 #: Frames kept for a peer that does not acknowledge; no new DATA is sent above it.
 RETAINED_MAX_BYTES: Final = 32 * 1024 * 1024
 
-#: Bytes that a channel may hold that were not yet written to the link.
-QUEUE_MAX_BYTES: Final = 256 * 1024
-
 #: A DATA body when one channel has the link for itself.  A little below what a record holds, so
 #: that an ACK or a CREDIT in front of it does not split the chunk.
 DATA_BODY_BYTES: Final = 65_280
+
+#: Bytes that a channel may hold that were not yet written to the link: as many as whole frames take.
+QUEUE_MAX_BYTES: Final = 4 * DATA_BODY_BYTES
 
 #: A DATA body while another channel waits: 16 KiB leave the other one's command undelayed.
 DATA_BODY_SHARED_BYTES: Final = 16 * 1024

@@ -189,14 +189,18 @@ class Outbox:
         """Return the plaintext of the next record in parts; none if there is nothing to send."""
         parts: list[bytes | memoryview] = []
         room = self._write_unnumbered(parts, RECORD_PLAINTEXT_MAX_BYTES)
-        room = self._write_kept(parts, room, self._replay, first_time=False)
+        if self._replay:
+            room = self._write_kept(parts, room, self._replay, first_time=False)
         if not self._replay:
-            room = self._write_kept(parts, room, self._urgent, first_time=True)
+            if self._urgent:
+                room = self._write_kept(parts, room, self._urgent, first_time=True)
             room = self._write_channels(parts, room)
             self._write_unnumbered(parts, room)
         return parts
 
     def _write_unnumbered(self, parts: list[bytes | memoryview], room: int) -> int:
+        if self._ack is None and not (self._credits or self._blocked or self._notices):
+            return room
         if self._ack is not None and room >= 2 * FRAME_HEADER_BYTES:
             parts += (encode_header(FrameType.ACK, 0, 0, 8), encode_counter(self._ack))
             room -= 2 * FRAME_HEADER_BYTES
@@ -237,13 +241,13 @@ class Outbox:
             kind, stream, body = channel.queue[0]
             size = len(body)
             if kind is FrameType.DATA:
-                size = min(size, DATA_BODY_BYTES if len(self._ready) == 1 else DATA_BODY_SHARED_BYTES)
-                if not channel.send_window.available:
+                available = channel.send_window.available
+                if not available:
                     del self._ready[number]
                     if channel.send_window.note_blocked():
                         self._blocked[number] = channel.send_window.limit
                     continue
-                size = min(size, channel.send_window.available)
+                size = min(size, available, DATA_BODY_BYTES if len(self._ready) == 1 else DATA_BODY_SHARED_BYTES)
                 if room - FRAME_HEADER_BYTES < size:
                     if room - FRAME_HEADER_BYTES < _CRUMB_BYTES:
                         break

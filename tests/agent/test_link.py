@@ -15,6 +15,7 @@ from pyinfra_agent_protocol import (
     Get,
     Info,
     Put,
+    RecordInvalid,
 )
 from tests.agent.helpers import House, is_alive, sh, socket_pair, until
 
@@ -235,6 +236,57 @@ async def test_links_that_read_into_one_buffer_do_not_mix(nursery, tmp_path):
             uploads.start_soon(upload, number)
     assert [(tmp_path / str(number)).read_bytes() for number in range(len(contents))] == contents
     assert all(session.link is not None for session in house.sessions.sessions), "no record was refused on the way"
+
+
+async def test_peer_that_has_always_more_to_say_lets_others_run(nursery, tmp_path, monkeypatch):
+    """No more reads than a turn has, and then everybody else is asked; a link's two turns may meet."""
+    small = bytearray(4096)
+    monkeypatch.setattr(_link, "_buffer", small)
+    monkeypatch.setattr(_link, "_view", memoryview(small))
+    turns = [0]
+    read = os.readv
+
+    def count(descriptor, buffers):
+        got = read(descriptor, buffers)
+        turns[-1] += got == len(small)
+        return got
+
+    async def tick():
+        while True:
+            turns.append(0)
+            await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(os, "readv", count)
+    controller = await House(nursery).welcome(socket_pair)
+    nursery.start_soon(tick)
+    call = await controller.ask(Put(bytes(tmp_path / "file")), b"x" * MIB)
+    assert call.result.size == MIB
+    assert sum(turns) > 100
+    assert 1 < max(turns) <= 2 * _link._READS_A_TURN
+
+
+async def test_link_that_was_ended_is_not_read_on(nursery, tmp_path, monkeypatch):
+    """A record that is refused ends the link, also where the next read would not have waited."""
+    small = bytearray(4096)
+    monkeypatch.setattr(_link, "_buffer", small)
+    monkeypatch.setattr(_link, "_view", memoryview(small))
+    house = House(nursery)
+    controller = await house.welcome(socket_pair)
+    session = house.sessions.sessions[0]
+    receive = session.link._transport.receive_data
+    seen = []
+
+    def refuse(data):
+        seen.append(len(data))
+        if len(seen) == 2:
+            raise RecordInvalid("the tag does not verify")
+        return receive(data)
+
+    monkeypatch.setattr(session.link._transport, "receive_data", refuse)
+    call = controller.start(Put(bytes(tmp_path / "file")))
+    nursery.start_soon(controller.send, call, b"x" * MIB)
+    await until(lambda: session.link is None)
+    assert len(seen) == 2
 
 
 async def test_what_was_queued_at_the_loss_of_a_link_is_sent_on_the_next(nursery):

@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from pyinfra_agent import _replaced, _threads
+from pyinfra_agent import _file_systems, _replaced, _threads
 from pyinfra_agent._upload import Upload
 from pyinfra_agent_protocol import Put
 from tests.agent.helpers import House, socket_pair, until
@@ -79,7 +79,7 @@ def test_large_file_is_freed_at_once_where_space_is_scarce(place):
 
 
 def test_large_file_is_freed_at_once_on_a_file_system_of_another_machine(place, monkeypatch):
-    monkeypatch.setattr(_replaced, "_OF_THIS_MACHINE", frozenset({"ext4"}))  # as if tmpfs were NFS
+    monkeypatch.setattr(_file_systems, "_OF_THIS_MACHINE", frozenset({"ext4"}))  # as if tmpfs were NFS
     (place / "file").write_bytes(OLD)
     assert put(place / "file", holds_replaced=True).replaced is None
 
