@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["at_once", "in_background", "in_thread", "in_thread_briefly"]
 
 _MOMENT_SECONDS: Final = 0.001
+#: A quarter of a mebibyte takes a tenth of a millisecond, and where each of its pages is waited for half of one.
+_QUICK_SECONDS: Final = 0.000_3
 #: As many as trio has for itself.
 _THREADS_MOST: Final = 40
 
@@ -41,7 +43,7 @@ async def in_thread(call: Callable[[], T]) -> T:
     await trio.lowlevel.checkpoint_if_cancelled()
     started = _threads.submit(call)
     await _end_of(started)
-    return _result(started)
+    return _refusing(started.result)
 
 
 async def in_thread_briefly(call: Callable[[], T]) -> T:
@@ -53,15 +55,18 @@ async def in_thread_briefly(call: Callable[[], T]) -> T:
             started.exception(_MOMENT_SECONDS)
     if not started.done():
         await _end_of(started)
-    return _result(started)
+    return _refusing(started.result)
 
 
-def at_once(call: Callable[[], T]) -> T:
-    """Do here what needs no thread, for it never waits; its refusals become the request's."""
-    try:
-        return call()
-    except FileRefused as refusal:
-        raise RequestRefused(refusal.code, refusal.text) from refusal
+def at_once(call: Callable[[], T]) -> tuple[T, bool]:
+    """Do here what needs no thread, for it waits for no disk; its refusals become the request's.
+
+    Beside what it returns this tells whether it was quick: memory itself may have to be waited for, where it is swapped
+    out or where a hypervisor has to find it first, and then the next call belongs into a thread.
+    """
+    began = time.perf_counter()
+    result = _refusing(call)
+    return result, time.perf_counter() - began < _QUICK_SECONDS
 
 
 def in_background(call: Callable[[], object]) -> None:
@@ -80,8 +85,11 @@ def _timed(call: Callable[[], T]) -> T:
         _last_seconds = time.perf_counter() - began
 
 
-def _result(ended: Future[T]) -> T:
-    return at_once(ended.result)
+def _refusing(call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except FileRefused as refusal:
+        raise RequestRefused(refusal.code, refusal.text) from refusal
 
 
 async def _end_of(started: Future[T]) -> None:

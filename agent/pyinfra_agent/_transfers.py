@@ -89,7 +89,7 @@ async def _put(context: Context, channel: RequestChannel, request: Put) -> PutRe
     path = context.locate(request.path)
 
     upload: Upload | None = None
-    is_in_memory = False
+    is_in_memory = is_quick = False
 
     def write(chunks: Sequence[bytes | bytearray], ended: StreamEnded | None) -> UploadResult | None:
         """Do in one call what can be done now: open, write, and commit if *ended*."""
@@ -109,13 +109,14 @@ async def _put(context: Context, channel: RequestChannel, request: Put) -> PutRe
 
     try:
         while True:
-            chunks = await channel.receive(_PIECE_BYTES if is_in_memory else _BLOCK_BYTES)
+            chunks = await channel.receive(_PIECE_BYTES if is_quick else _BLOCK_BYTES)
             ended = channel.ended if channel.is_drained else None
-            if is_in_memory and ended is None:
-                at_once(partial(write, chunks, None))
+            if is_quick and ended is None:
+                _, is_quick = at_once(partial(write, chunks, None))
                 continue
             run = in_thread_briefly if upload is None and ended is not None else in_thread
             done = await run(partial(write, chunks, ended))
+            is_quick = is_in_memory
             if done is not None:
                 if done.replaced is not None:
                     channel.when_released(partial(free_replaced, done.replaced))
@@ -139,35 +140,37 @@ async def _get(context: Context, channel: RequestChannel, request: Get) -> GetRe
     digest = Digest()
 
     is_in_memory = False
-    block_bytes = _BLOCK_BYTES
 
     def begin() -> tuple[Download, bytes]:
-        nonlocal is_in_memory, block_bytes
+        nonlocal is_in_memory
         download = Download.open(path, digest=digest)
         try:
             is_in_memory = download.size > _PIECE_BYTES and download.is_in_memory()
-            if is_in_memory:
-                block_bytes = _PIECE_BYTES
-            return download, download.read_block(block_bytes)
+            return download, download.read_block(_PIECE_BYTES if is_in_memory else _BLOCK_BYTES)
         except BaseException:
             download.close()
             raise
 
     download, block = await in_thread_briefly(begin)
     size = 0
+    wanted = _PIECE_BYTES if is_in_memory else _BLOCK_BYTES
+    is_quick = is_in_memory
     try:
         # A block that is not full is the last one.
-        while len(block) == block_bytes:
+        while len(block) == wanted:
             size += len(block)
-            if is_in_memory:
+            wanted = _PIECE_BYTES if is_quick else _BLOCK_BYTES
+            read = partial(download.read_block, wanted)
+            if is_quick:
                 await channel.send(block)
-                block = at_once(partial(download.read_block, block_bytes))
-                continue
-            following = _Ahead(partial(download.read_block, block_bytes))
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(following.read)
-                await channel.send(block)
-            block = following.result()
+                block, is_quick = at_once(read)
+            else:
+                following = _Ahead(read)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(following.read)
+                    await channel.send(block)
+                block = following.result()
+                is_quick = is_in_memory
         size += len(block)
         await channel.send(block)
     finally:

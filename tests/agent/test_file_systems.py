@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from pyinfra_agent import _file_systems, _transfers
+from pyinfra_agent import _file_systems, _threads, _transfers
 from pyinfra_agent._download import Download
 from pyinfra_agent._file_systems import is_in_memory, is_of_this_machine
 from pyinfra_agent._refusal import refused
@@ -81,7 +81,20 @@ def test_without_proc_nothing_is_known(monkeypatch):
 
 
 @needs_root
-async def test_large_file_in_memory_needs_a_thread_to_open_and_to_end(controller, memory, in_threads):
+async def test_where_memory_has_to_be_waited_for_threads_take_over_again(controller, memory, in_threads, monkeypatch):
+    monkeypatch.setattr(_threads, "_QUICK_SECONDS", 0.0)  # as if each call here had been slow
+    path = bytes(memory / "file")
+    assert (await controller.ask(Put(path), CONTENT)).result.created
+    assert (memory / "file").read_bytes() == CONTENT
+    puts = len(in_threads)
+    assert puts > 3
+    assert (await controller.ask(Get(path))).out == CONTENT
+    assert len(in_threads) - puts > 3
+
+
+@needs_root
+async def test_large_file_in_memory_needs_a_thread_to_open_and_to_end(controller, memory, in_threads, monkeypatch):
+    monkeypatch.setattr(_threads, "_QUICK_SECONDS", 60.0)
     path = bytes(memory / "file")
     assert (await controller.ask(Put(path), CONTENT)).result.created
     assert (memory / "file").read_bytes() == CONTENT

@@ -7,7 +7,7 @@ import trio
 
 from pyinfra_agent import _threads
 from pyinfra_agent._refusal import FileRefused
-from pyinfra_agent._threads import in_thread, in_thread_briefly
+from pyinfra_agent._threads import at_once, in_thread, in_thread_briefly
 from pyinfra_agent_protocol import RequestRefused
 
 EITHER = pytest.mark.parametrize("run", [in_thread, in_thread_briefly])
@@ -84,6 +84,22 @@ async def test_after_a_long_call_none_is_waited_for_until_one_was_brief(patient,
     with trio.fail_after(5):  # less than the moment that it would have waited
         assert await in_thread_briefly(lambda: go.wait(8))
     assert _threads._last_seconds < 10.0
+
+
+def test_call_here_tells_whether_it_was_quick(monkeypatch):
+    monkeypatch.setattr(_threads, "_QUICK_SECONDS", 60.0)
+    assert at_once(lambda: 7) == (7, True)
+    monkeypatch.setattr(_threads, "_QUICK_SECONDS", 0.0)
+    assert at_once(lambda: 7) == (7, False)
+
+
+def test_refusal_of_a_call_here_becomes_the_requests():
+    def refuse():
+        raise FileRefused("no-space", "the disk is full")
+
+    with pytest.raises(RequestRefused) as caught:
+        at_once(refuse)
+    assert (caught.value.code, caught.value.text) == ("no-space", "the disk is full")
 
 
 async def test_call_that_began_is_not_cut_short_by_a_cancel(nursery):
