@@ -367,7 +367,7 @@ def test_client_drops_link_while_command_waits_for_input(session):
 
 
 def test_client_drops_link_during_upload_and_file_is_exact(session, tmp_path):
-    path, content = tmp_path / "file", os.urandom(3 * MIB)
+    path, content = tmp_path / "file", os.urandom(32 * MIB)  # more than three of the largest windows
     path.write_bytes(b"old")
     channel = session.put(str(path), content)
     for _ in range(3):
