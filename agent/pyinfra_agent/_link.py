@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Link"]
 
 _READ_BYTES: Final = 256 * 1024
-#: How many of these a link that has always more to read is given before others run: some 0.7 ms.
+#: How many of these a link that has always more to read is given before others run: about a millisecond.
 _READS_A_TURN: Final = 4
 # Of a buffer that is used again and again the pages are there, and their content is in the processor's cache.
 _buffer: Final = bytearray(_READ_BYTES)
