@@ -49,7 +49,7 @@ from ._events import (
     StreamEnded,
 )
 from ._handshake import decode_answer, encode_denied, encode_goodbye, encode_welcome
-from ._link import AgentHello, ControllerHello, Initiator, Responder, Transport
+from ._link import AgentHello, ControllerHello, Initiator, Responder
 from ._messages import (
     AgentPayload,
     CloseSession,
@@ -75,6 +75,7 @@ from ._messages import (
     Welcome,
 )
 from ._session import Session, Side
+from ._transport import Transport
 from ._window import Budget
 
 __all__ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -32,8 +33,11 @@ from pyinfra_agent_protocol._errors import (
     RecordInvalid,
     RemoteProtocolError,
 )
-from pyinfra_agent_protocol._link import AgentHello, ControllerHello, Initiator, Responder, Transport
+from pyinfra_agent_protocol._link import AgentHello, ControllerHello, Initiator, Responder
 from pyinfra_agent_protocol._noise import HandshakeState, KeyPair, Suite, aes_available
+
+if TYPE_CHECKING:
+    from pyinfra_agent_protocol._transport import Transport
 
 CONTROLLER = KeyPair.from_secret(b"c" * 32)
 AGENT = KeyPair.from_secret(b"a" * 32)

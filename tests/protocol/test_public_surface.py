@@ -24,7 +24,7 @@ INTERNAL = {
 }
 
 #: Wholly internal, or public under their own name (`keys`, `certificates`).
-NOT_EXPORTED = {"_aead", "_constants", "_constants_link", "_fields", "_frames", "_noise"}
+NOT_EXPORTED = {"_aead", "_constants", "_constants_link", "_fields", "_frames", "_noise", "_phase"}
 
 
 def module(name):
