@@ -372,7 +372,7 @@ SPECIFIED = {
     "nesting of a message": amount("MESSAGE_DEPTH_MAX"),
     "items of one array or map": amount("MESSAGE_ITEMS_MAX"),
     "digest": f"CRC-32, {amount('DIGEST')} bytes, over {amount('DIGEST_WHOLE_BYTES')} bytes"
-    f" and every {amount('DIGEST_STRIDE')}st behind them",
+    f" and every {amount('DIGEST_STRIDE')}th behind them",
     "certificate": f"{amount('CERTIFICATE_MAX_BYTES')} bytes",
     "advert": f"{advert.MAX_ADVERT_BYTES} bytes",
     "unacknowledged bytes that a sender must allow itself": f"{2 * _constants.ACK_EVERY_BYTES // 2**20} MiB",
