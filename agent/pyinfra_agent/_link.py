@@ -36,8 +36,7 @@ _READ_BYTES: Final = 256 * 1024
 #: How many of these a link that has always more to read is given before others run: about a millisecond.
 _READS_A_TURN: Final = 4
 # Of a buffer that is used again and again the pages are there, and their content is in the processor's cache.
-_buffer: Final = bytearray(_READ_BYTES)
-_view: Final = memoryview(_buffer)
+_view: Final = memoryview(bytearray(_READ_BYTES))
 #: Records are joined up to here before they are written: fewer system calls, and latency stays small.
 _WRITE_BYTES: Final = 128 * 1024
 _GOODBYE_SECONDS: Final = 1.0
@@ -79,6 +78,9 @@ class Link:
         #: The last read was full: there may be more to read at once.
         self._has_more = False
         self._reads = 0
+        self._room = select.poll()
+        if isinstance(stream, trio.SocketStream):
+            self._room.register(stream.socket.fileno(), select.POLLOUT)
         #: Encrypted, and not taken by the socket.
         self._rest = bytearray()
         #: Set when the connection is about to be closed.
@@ -186,6 +188,7 @@ class Link:
         stream = self.stream
         if not isinstance(stream, trio.SocketStream):
             return bytes(await stream.receive_some(_READ_BYTES))
+        wanted = _view[: self._transport.read_size(_READ_BYTES)]
         self._reads += 1
         if not self._has_more:
             await trio.lowlevel.wait_readable(stream.socket)
@@ -195,13 +198,13 @@ class Link:
             await trio.lowlevel.checkpoint()
         while True:
             try:
-                count = os.readv(stream.socket.fileno(), (_buffer,))
+                count = os.readv(stream.socket.fileno(), (wanted,))
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(stream.socket)
             except OSError as error:
                 raise trio.BrokenResourceError("the connection is broken") from error
             else:
-                self._has_more = count == len(_buffer)
+                self._has_more = count == len(wanted)
                 return _view[:count]
 
     def write_now(self) -> bool:
@@ -257,13 +260,9 @@ class Link:
     async def _wait_writable(self) -> None:
         # TCP_NOTSENT_LOWAT makes this wait for a nearly empty queue, so that a command's answer never
         # stands behind megabytes of a file that were encrypted too early.
-        if isinstance(self.stream, trio.SocketStream):
-            descriptor = self.stream.socket.fileno()
-            # Asking is one system call, waiting a turn of the event loop; a fast network has nearly always room.
-            asked = select.poll()
-            asked.register(descriptor, select.POLLOUT)
-            if not asked.poll(0):
-                await trio.lowlevel.wait_writable(descriptor)
+        # Asking is one system call, waiting a turn of the event loop; a fast network has nearly always room.
+        if isinstance(self.stream, trio.SocketStream) and not self._room.poll(0):
+            await trio.lowlevel.wait_writable(self.stream.socket)
 
     async def _keep_alive(self) -> None:
         pings = 0

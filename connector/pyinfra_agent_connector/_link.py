@@ -35,6 +35,8 @@ _poll: Final = get_original("select", "poll")
 #: One buffer is read into again and again, a larger one once the first was full: most links never need that.
 _FIRST_READ_BYTES: Final = 16 * 1024
 _READ_BYTES: Final = 256 * 1024
+#: So much that was read is worth a turn of those who want it.
+_USED_BYTES: Final = 192 * 1024
 _WRITE_BYTES: Final = 128 * 1024
 #: Silence after which the agent is asked for a sign of life, idle and with a request outstanding.
 _KEEPALIVE_SECONDS: Final = (15.0, 5.0)
@@ -72,6 +74,8 @@ class Link:
         self._on_lost = on_lost
         self._work = Event()
         self._is_writer_idle = False
+        self._room = _poll()
+        self._room.register(self._sock.fileno(), plain_select.POLLOUT)
         #: Encrypted, and not taken by the socket.
         self._rest = bytearray()
         self._has_heard = True
@@ -134,11 +138,12 @@ class Link:
                     # would stop every other host. Not sleep(0): gevent may take a thousand before it looks at a timer.
                     gevent.sleep(_YIELD_SECONDS)
                     turn_ends = time.monotonic() + _TURN_SECONDS
-                if unused_bytes >= _READ_BYTES:
+                if unused_bytes >= _USED_BYTES:
                     # Whoever wants it takes it while it is in the processor's cache, and before megabytes wait.
                     gevent.sleep(0)
                     unused_bytes = 0
-                count = self._sock.recv_into(self._buffer)
+                wanted = min(len(self._buffer), self._transport.read_size(_READ_BYTES))
+                count = self._sock.recv_into(self._buffer, wanted)
                 if not count:
                     self._lose("the agent closed the connection")
                     return
@@ -146,7 +151,7 @@ class Link:
                 records = self._transport.receive_data(self._buffer[:count])
                 if records or count >= _ALIVE_BYTES:
                     self._has_heard = True
-                if count == len(self._buffer) < _READ_BYTES:
+                if count == wanted and len(self._buffer) < _READ_BYTES:
                     self._buffer = memoryview(bytearray(_READ_BYTES))
         except RecordInvalid as error:
             self._lose(f"a record was refused: {error}")
@@ -189,20 +194,14 @@ class Link:
                 self._work.wait()
                 self._is_writer_idle = False
                 self._work.clear()
-                if self._rest:
-                    self._sock.sendall(self._rest)
-                    self._rest = bytearray()
+                self._write_all(self._rest)
                 while not self._is_lost:
                     records = self._next_records()
                     if not records:
                         break
                     self._on_room()
                     size = len(records)
-                    # What sendall() does first as well, behind a dozen calls of gevent's.
-                    with contextlib.suppress(BlockingIOError):
-                        del records[: os.write(self._sock.fileno(), records)]
-                    if records:
-                        self._sock.sendall(records)
+                    self._write_all(records)
                     if size >= _WRITE_BYTES:
                         # As in the agent's link: encrypt late, so that a command never waits behind a file.
                         self._wait_writable()
@@ -211,16 +210,21 @@ class Link:
         except Exception as error:
             self._lose(f"this controller failed: {error!r}", broken=True)
 
+    def _write_all(self, records: bytearray) -> None:
+        """Write what *records* holds, and empty it. As sendall() does, without a dozen calls of gevent's each time."""
+        while records:
+            try:
+                del records[: os.write(self._sock.fileno(), records)]
+            except BlockingIOError:
+                socket.wait_write(self._sock.fileno())
+
     def _next_records(self) -> bytearray:
         return self._transport.encrypt_records(self._session.next_records(_WRITE_BYTES))
 
     def _wait_writable(self) -> None:
-        descriptor = self._sock.fileno()
         # Asking is one system call, waiting a turn of the event loop; a fast network has nearly always room.
-        asked = _poll()
-        asked.register(descriptor, plain_select.POLLOUT)
-        if not asked.poll(0):
-            socket.wait_write(descriptor)
+        if not self._room.poll(0):
+            socket.wait_write(self._sock.fileno())
 
     def _keep_alive(self) -> None:
         # Silence is counted in ticks and not by the clock: a prompt of pyinfra's stops this loop for minutes, and

@@ -167,12 +167,12 @@ class Outbox:
         if not self.acknowledged <= count <= self.sent:
             raise ResumeInvalid(f"{count} frames acknowledged, {self.acknowledged} to {self.sent} were possible")
         closed: list[int] = []
-        while self.acknowledged < count:
-            kept = self._retained.popleft()
-            self.acknowledged += 1
-            self.retained_bytes -= len(kept.body) + FRAME_HEADER_BYTES
-            if kept.kind in (FrameType.RESULT, FrameType.REFUSED):
-                closed.append(kept.channel)
+        for _ in range(count - self.acknowledged):
+            kind, channel, _, body = self._retained.popleft()
+            self.retained_bytes -= len(body) + FRAME_HEADER_BYTES
+            if kind is FrameType.RESULT or kind is FrameType.REFUSED:
+                closed.append(channel)
+        self.acknowledged = count
         return closed
 
     def start_link(self) -> None:
@@ -185,8 +185,8 @@ class Outbox:
 
     # --- writing ---
 
-    def next_record(self) -> list[bytes | memoryview]:
-        """Return the plaintext of the next record in parts; none if there is nothing to send."""
+    def next_record(self) -> tuple[list[bytes | memoryview], int]:
+        """Return the plaintext of the next record in parts, and its size; no parts if there is nothing to send."""
         parts: list[bytes | memoryview] = []
         room = self._write_unnumbered(parts, RECORD_PLAINTEXT_MAX_BYTES)
         if self._replay:
@@ -195,8 +195,8 @@ class Outbox:
             if self._urgent:
                 room = self._write_kept(parts, room, self._urgent, first_time=True)
             room = self._write_channels(parts, room)
-            self._write_unnumbered(parts, room)
-        return parts
+            room = self._write_unnumbered(parts, room)
+        return parts, RECORD_PLAINTEXT_MAX_BYTES - room
 
     def _write_unnumbered(self, parts: list[bytes | memoryview], room: int) -> int:
         if self._ack is None and not (self._credits or self._blocked or self._notices):
@@ -236,23 +236,22 @@ class Outbox:
 
     def _write_channels(self, parts: list[bytes | memoryview], room: int) -> int:
         """Take one frame from each ready channel in turn until the record is full."""
-        while self._ready and not self._urgent and not self.is_full:
+        while self._ready and room > FRAME_HEADER_BYTES and not self._urgent and not self.is_full:
             number, channel = next(iter(self._ready.items()))
             kind, stream, body = channel.queue[0]
             size = len(body)
             if kind is FrameType.DATA:
-                available = channel.send_window.available
-                if not available:
+                most = room - FRAME_HEADER_BYTES
+                if most < size and most < _CRUMB_BYTES:
+                    break
+                size = channel.send_window.use(
+                    min(size, most, DATA_BODY_BYTES if len(self._ready) == 1 else DATA_BODY_SHARED_BYTES)
+                )
+                if not size:
                     del self._ready[number]
                     if channel.send_window.note_blocked():
                         self._blocked[number] = channel.send_window.limit
                     continue
-                size = min(size, available, DATA_BODY_BYTES if len(self._ready) == 1 else DATA_BODY_SHARED_BYTES)
-                if room - FRAME_HEADER_BYTES < size:
-                    if room - FRAME_HEADER_BYTES < _CRUMB_BYTES:
-                        break
-                    size = room - FRAME_HEADER_BYTES
-                channel.send_window.use(size)
             elif size + FRAME_HEADER_BYTES > room:
                 break
             # To the end of the line, or out of it.

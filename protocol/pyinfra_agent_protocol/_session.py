@@ -312,18 +312,21 @@ class Session:
 
     def next_records(self, worth_bytes: int) -> Iterator[list[bytes | memoryview]]:
         """Yield the plaintexts of the next records, each in parts, until they have *worth_bytes* or nothing is left."""
-        size = 0
-        while size < worth_bytes and (parts := self._next_parts()):
-            size += sum(map(len, parts))
+        while worth_bytes > 0:
+            parts, size = self._next_parts()
+            if not parts:
+                return
             yield parts
+            worth_bytes -= size
 
     def next_record(self) -> bytes | None:
         """Return the plaintext of the next record, or None if there is nothing to send now."""
-        return b"".join(self._next_parts()) or None
+        parts, _ = self._next_parts()
+        return b"".join(parts) or None
 
-    def _next_parts(self) -> list[bytes | memoryview]:
+    def _next_parts(self) -> tuple[list[bytes | memoryview], int]:
         if not self._attached or self._outbox.is_empty:
-            return []
+            return [], 0
         # Whatever is sent acknowledges as well, and first: the agent counts a request until its last frame is
         # acknowledged, so an OPEN that the connector may send never comes too early.
         if self.received != self._said_received and not self._broken:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
+from ._constants import DATA_RECORD_BYTES
 from ._constants_link import LENGTH, MAX_PLAINTEXT, TAG
 from ._errors import LocalProtocolError, RecordInvalid
 from ._phase import Phase
@@ -45,6 +46,7 @@ class Transport(Phase):
         self.handshake_hash = handshake_hash
         self._send = send
         self._receive = receive
+        # The counter runs on across a rekey (Noise section 11.3), so it says on both sides when the next is due.
         self._rekey_after = rekey_after
         self._pending = pending
         self._records = _RecordBuffer()
@@ -76,11 +78,13 @@ class Transport(Phase):
             ranges.append((at + LENGTH, at + LENGTH + size))
             at += LENGTH + size + TAG
         records = bytearray().join(pieces)
+        cipher = self._send
         # As `_fatal`, but written out: a generator-based context costs a tenth of encrypting a small record.
         try:
             for start, end in ranges:
-                self._send.seal(records, start, end)
-                self._rekey_if_due(self._send)
+                cipher.seal(records, start, end)
+                if cipher.n % self._rekey_after == 0:
+                    cipher.rekey()
         except BaseException:
             self._ended = "an error"
             raise
@@ -105,6 +109,14 @@ class Transport(Phase):
             self._ended = "an error"
             raise
 
+    def read_size(self, most: int) -> int:
+        """Return how many bytes to read next, at most *most*: those after which a bulk transfer cuts no record.
+
+        One that is cut is copied. *most* has to be at least as long as two records.
+        """
+        missing = self._records.missing
+        return missing + (most - missing) // DATA_RECORD_BYTES * DATA_RECORD_BYTES
+
     def receive_eof(self) -> None:
         """Note that the peer will send no more.
 
@@ -116,14 +128,11 @@ class Transport(Phase):
                 raise RecordInvalid("the connection ended within a record")
 
     def _open(self, data: bytes | memoryview, start: int, end: int) -> bytes | bytearray:
-        plaintext = self._receive.open(data, start, end)
-        self._rekey_if_due(self._receive)
-        return plaintext if len(plaintext) > _SHORT_BYTES else bytes(plaintext)
-
-    def _rekey_if_due(self, cipher: CipherState) -> None:
-        # The counter runs on across a rekey (Noise section 11.3), so it says on both sides when the next is due.
+        cipher = self._receive
+        plaintext = cipher.open(data, start, end)
         if cipher.n % self._rekey_after == 0:
             cipher.rekey()
+        return plaintext if len(plaintext) > _SHORT_BYTES else bytes(plaintext)
 
 
 class _RecordBuffer:
@@ -140,6 +149,13 @@ class _RecordBuffer:
     def incomplete(self) -> bool:
         return bool(self._partial)
 
+    @property
+    def missing(self) -> int:
+        """Bytes that the incomplete record lacks, as far as it is known; 0 without one."""
+        if len(self._partial) < LENGTH:
+            return 0
+        return LENGTH + _ciphertext_length(self._partial, 0) - len(self._partial)
+
     def feed(self, data: bytes | memoryview) -> Iterator[tuple[bytes | memoryview, int, int]]:
         """Yield the ciphertexts that *data* completes: in what each stands, from where, and up to where."""
         view = memoryview(data)
@@ -149,8 +165,7 @@ class _RecordBuffer:
             self._partial += view[:position]
             if len(self._partial) < LENGTH:
                 return
-            missing = LENGTH + _ciphertext_length(self._partial, 0) - len(self._partial)
-            end = position + missing
+            end = position + self.missing
             if end > len(data):
                 self._partial += view[position:]
                 return

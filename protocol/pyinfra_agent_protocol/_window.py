@@ -70,9 +70,11 @@ class SendWindow:
         """Bytes of DATA that may still be sent; never negative."""
         return self.limit - self.sent
 
-    def use(self, count: int) -> None:
-        """Note that *count* bytes, at most `available`, were sent."""
-        self.sent += count
+    def use(self, count: int) -> int:
+        """Return how many of *count* bytes may be sent now; those count as sent."""
+        allowed = min(count, self.limit - self.sent)
+        self.sent += allowed
+        return allowed
 
     def grant(self, limit: int) -> bool:
         """Take a CREDIT; tell whether it allows more than before.  A restated one changes nothing."""

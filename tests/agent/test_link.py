@@ -241,7 +241,6 @@ async def test_links_that_read_into_one_buffer_do_not_mix(nursery, tmp_path):
 async def test_peer_that_has_always_more_to_say_lets_others_run(nursery, tmp_path, monkeypatch):
     """No more reads than a turn has, and then everybody else is asked; a link's two turns may meet."""
     small = bytearray(4096)
-    monkeypatch.setattr(_link, "_buffer", small)
     monkeypatch.setattr(_link, "_view", memoryview(small))
     turns = [0]
     read = os.readv
@@ -268,7 +267,6 @@ async def test_peer_that_has_always_more_to_say_lets_others_run(nursery, tmp_pat
 async def test_link_that_was_ended_is_not_read_on(nursery, tmp_path, monkeypatch):
     """A record that is refused ends the link, also where the next read would not have waited."""
     small = bytearray(4096)
-    monkeypatch.setattr(_link, "_buffer", small)
     monkeypatch.setattr(_link, "_view", memoryview(small))
     house = House(nursery)
     controller = await house.welcome(socket_pair)

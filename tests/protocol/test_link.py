@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from noise.connection import Keypair, NoiseConnection
 
 from pyinfra_agent_protocol import _link
+from pyinfra_agent_protocol._constants import DATA_BODY_BYTES, DATA_RECORD_BYTES, FRAME_HEADER_BYTES
 from pyinfra_agent_protocol._constants_link import (
     AGENT_PREFACE,
     KEY,
@@ -44,6 +45,7 @@ AGENT = KeyPair.from_secret(b"a" * 32)
 CONTROLLER_EPHEMERAL = KeyPair.from_secret(b"x" * 32)
 AGENT_EPHEMERAL = KeyPair.from_secret(b"y" * 32)
 OPENING_LENGTH = len(MAGIC) + 3 + KEY  # with one suite offered
+DATA_PLAINTEXT_BYTES = FRAME_HEADER_BYTES + DATA_BODY_BYTES
 
 
 @pytest.fixture(params=Suite, ids=lambda suite: suite.name)
@@ -691,6 +693,24 @@ def test_what_is_read_into_may_be_used_again_at_once(suite: Suite, size: int) ->
         opened += theirs.receive_data(memoryview(buffer)[: len(chunk)])
         buffer[:] = b"\xff" * size
     assert opened == plaintexts
+
+
+def test_bulk_records_end_where_a_read_does(suite: Suite) -> None:
+    """However the first bytes came: the second read of the size that is named cuts no record, and none after it."""
+    for first_bytes in (0, 1, 2, 17, DATA_RECORD_BYTES - 1):
+        ours, theirs = new_link(suite)
+        left = ours.encrypt(b"something short") + b"".join(ours.encrypt(bytes(DATA_PLAINTEXT_BYTES)) for _ in range(20))
+        assert theirs.read_size(262_144) == 4 * DATA_RECORD_BYTES
+        theirs.receive_data(left[:first_bytes])
+        left = left[first_bytes:]
+        sizes = []
+        while left:
+            sizes.append(theirs.read_size(262_144))
+            theirs.receive_data(left[: sizes[-1]])
+            left = left[sizes[-1] :]
+            if len(sizes) >= 2:
+                theirs.receive_eof()  # no record has begun
+        assert all(3 * DATA_RECORD_BYTES <= size <= 262_144 for size in sizes)
 
 
 def test_oversize_plaintext_is_refused_and_the_link_lives_on(suite: Suite) -> None:
