@@ -54,9 +54,9 @@ LOW_ORDER = {  # 3
 
 
 def digest(content: bytes) -> bytes:
-    """9.6: CRC-32 over the first 65,536 bytes and every 61st behind them."""
-    start = -(-65_536 // 61) * 61
-    return zlib.crc32(content[:65_536] + content[start::61]).to_bytes(4, "big")
+    """9.6: CRC-32 over the first 65,536 bytes and every 257th behind them."""
+    start = -(-65_536 // 257) * 257
+    return zlib.crc32(content[:65_536] + content[start::257]).to_bytes(4, "big")
 
 
 class LinkLost(Exception):
