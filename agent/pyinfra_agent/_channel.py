@@ -56,7 +56,9 @@ class RequestCancelled(RequestRefused):
 class RequestChannel:
     """The two streams and the controls of one request; made by `AgentSession` for a handler."""
 
-    def __init__(self, number: int, protocol: Session, wake_writer: Callable[[], None]) -> None:
+    def __init__(
+        self, number: int, protocol: Session, wake_writer: Callable[[], None], push: Callable[[], None]
+    ) -> None:
         self.number = number
         #: Set when the controller no longer wants the request, or is gone for good.
         self.cancelled = trio.Event()
@@ -67,6 +69,8 @@ class RequestChannel:
         self.sent_bytes = 0
         self._protocol = protocol
         self._wake_writer = wake_writer
+        #: Writes what was sent, as far as that needs no waiting.
+        self.push = push
         self._inbox: deque[bytes | bytearray] = deque()
         self._inbox_bytes = 0
         #: Below this the reader that waits need not be woken.

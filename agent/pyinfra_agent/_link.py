@@ -214,16 +214,18 @@ class Link:
             return False
         if self._rest or self._is_expelled or self._scope.cancel_called:
             return False
-        records = self._next_records()
-        if records:
+        while records := self._next_records():
             self.session.note_room()
             try:
                 written = os.write(stream.socket.fileno(), records)
             except OSError:  # full, or broken: the writer will see
                 written = 0
-            self._counters.bytes_sent += len(records)
+            size = len(records)
+            self._counters.bytes_sent += size
             del records[:written]
             self._rest = records
+            if records or (size >= _WRITE_BYTES and not self._room.poll(0)):  # see _wait_writable
+                break
         return not self._rest and not self.session.protocol.has_data_to_send
 
     async def _write(self) -> None:

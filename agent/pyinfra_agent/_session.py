@@ -113,12 +113,11 @@ class AgentSession:
         if not self.is_over and not channel.session_ended:
             send()
             # An answer is what somebody waits for: it does not wait for the writer's turn.
-            if self.link is None or not self.link.write_now():
-                self.wake_writer()
+            self.push()
 
     def restore_channel(self, saved: SavedRequest) -> RequestChannel:
         """Return the channel of a request that the agent before this one was asked."""
-        channel = RequestChannel(saved.number, self.protocol, self.wake_writer)
+        channel = RequestChannel(saved.number, self.protocol, self.wake_writer, self.push)
         channel.restore(saved)
         self._channels[saved.number] = channel
         if self.is_over:
@@ -130,6 +129,11 @@ class AgentSession:
     def wake_writer(self) -> None:
         """Let the link's writer look whether there is something to send."""
         self._work.set()
+
+    def push(self) -> None:
+        """Write what there is to send, as far as that needs no waiting; the rest is the writer's."""
+        if self.link is None or not self.link.write_now():
+            self.wake_writer()
 
     async def wait_work(self) -> None:
         """Wait until the writer was woken: there may be something to send."""
@@ -160,7 +164,7 @@ class AgentSession:
         elif isinstance(event, RequestReceived):
             if self.is_closing:
                 return
-            channel = RequestChannel(event.channel, self.protocol, self.wake_writer)
+            channel = RequestChannel(event.channel, self.protocol, self.wake_writer, self.push)
             self._channels[event.channel] = channel
             self._start_request(self, channel, event.request)
         elif isinstance(event, GoodbyeReceived):

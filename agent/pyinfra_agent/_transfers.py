@@ -47,6 +47,8 @@ _BLOCK_BYTES: Final = 34 * DATA_BODY_BYTES
 #: The same without a thread: what was decrypted is written, and what was read encrypted, while it is in the
 #: processor's cache.
 _PIECE_BYTES: Final = 4 * DATA_BODY_BYTES
+#: So many of them are sent before others run, while the socket takes what there is: about a millisecond.
+_PIECES_A_TURN: Final = 4
 #: What is read of a helper's output at once.
 _OUTPUT_BYTES: Final = 1 << 20
 #: The end of a helper's error output that is repeated to the controller.
@@ -155,6 +157,7 @@ async def _get(context: Context, channel: RequestChannel, request: Get) -> GetRe
     size = 0
     wanted = _PIECE_BYTES if is_in_memory else _BLOCK_BYTES
     is_quick = is_in_memory
+    pieces = 0
     try:
         # A block that is not full is the last one.
         while len(block) == wanted:
@@ -163,6 +166,13 @@ async def _get(context: Context, channel: RequestChannel, request: Get) -> GetRe
             read = partial(download.read_block, wanted)
             if is_quick:
                 await channel.send(block)
+                # In the writer's turn it would have left the processor's cache; but others want theirs, too.
+                channel.push()
+                pieces += 1
+                if pieces % _PIECES_A_TURN:
+                    await trio.lowlevel.checkpoint_if_cancelled()
+                else:
+                    await trio.lowlevel.checkpoint()
                 block, is_quick = at_once(read)
             else:
                 following = _Ahead(read)

@@ -67,8 +67,11 @@ def replacing(
             new = _open_new(os.path.realpath(name), old, free)
 
     def write(data: bytes | bytearray) -> None:
-        with _explaining(shown):
+        # Without _explaining(): a generator-based context for each record takes longer than the rest of this.
+        try:
             _write_all(new.file, data)
+        except OSError as error:
+            raise _explained(shown, error) from error
 
     try:
         yield write
@@ -295,8 +298,12 @@ def _explaining(name: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise
-        why = _REASONS.get(error.errno, error.strerror)
-        raise AgentError(f"cannot write {name} on this machine: {why}") from error
+        raise _explained(name, error) from error
+
+
+def _explained(name: str, error: OSError) -> AgentError:
+    why = _REASONS.get(error.errno or 0, error.strerror)
+    return AgentError(f"cannot write {name} on this machine: {why}")
 
 
 def _stat(path: str | os.PathLike[str]) -> os.stat_result | None:

@@ -28,7 +28,7 @@ class Fixture:
         number = self.connector.open(Info())
         self.agent.receive_record(self.connector.next_record() or b"")
         self.wakes = 0
-        self.channel = RequestChannel(number, self.agent, self.wake)
+        self.channel = RequestChannel(number, self.agent, self.wake, self.wake)
 
     def wake(self) -> None:
         self.wakes += 1

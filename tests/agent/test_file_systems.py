@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+from types import SimpleNamespace
 
 import pytest
+import trio
 
 from pyinfra_agent import _file_systems, _threads, _transfers
 from pyinfra_agent._download import Download
@@ -103,6 +105,47 @@ async def test_large_file_in_memory_needs_a_thread_to_open_and_to_end(controller
     assert got.out == CONTENT
     assert {"size": got.result.size, "digest": got.result.digest} == announced(CONTENT)
     assert len(in_threads) == 3
+
+
+@needs_root
+async def test_get_of_a_file_in_memory_is_written_by_its_own_task_and_lets_others_run(
+    controller, memory, nursery, monkeypatch
+):
+    """A socket that has always room: no piece waits for the writer's turn, and after four others have theirs."""
+    monkeypatch.setattr(_threads, "_QUICK_SECONDS", 60.0)
+    path = memory / "file"
+    path.write_bytes(CONTENT)
+    pieces = [0]
+    pushed = []
+    read = _transfers.at_once
+
+    def count(call):
+        pieces[-1] += 1
+        return read(call)
+
+    async def tick():
+        while True:
+            pieces.append(0)
+            await trio.lowlevel.checkpoint()
+
+    class Channel:
+        """Sends whatever it is given."""
+
+        sent = 0
+
+        async def send(self, block):
+            self.sent += len(block)
+
+        def push(self):
+            pushed.append(self.sent)
+
+    monkeypatch.setattr(_transfers, "at_once", count)
+    nursery.start_soon(tick)
+    context = SimpleNamespace(locate=bytes)
+    result = await _transfers._get(context, Channel(), Get(bytes(path)))
+    assert result.size == len(CONTENT) == pushed[-1] + len(CONTENT) % (4 * DATA_BODY_BYTES)
+    assert len(pushed) == len(CONTENT) // (4 * DATA_BODY_BYTES)
+    assert 1 < max(pieces) <= 2 * _transfers._PIECES_A_TURN
 
 
 @needs_root
