@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from pyinfra_agent_protocol import (
+    QUEUE_MAX_BYTES,
     LocalProtocolError,
     RecordInvalid,
     RemoteProtocolError,
@@ -214,7 +215,8 @@ class Link:
             return False
         if self._rest or self._is_expelled or self._scope.cancel_called:
             return False
-        while records := self._next_records():
+        left = QUEUE_MAX_BYTES  # what one sender has queued: with all that others have, nobody else would have a turn
+        while left > 0 and (records := self._next_records()):
             self.session.note_room()
             try:
                 written = os.write(stream.socket.fileno(), records)
@@ -222,6 +224,7 @@ class Link:
                 written = 0
             size = len(records)
             self._counters.bytes_sent += size
+            left -= size
             del records[:written]
             self._rest = records
             if records or (size >= _WRITE_BYTES and not self._room.poll(0)):  # see _wait_writable

@@ -81,8 +81,7 @@ class Direct(_Keyed):
 
     def seal(self, n: int, ad: bytes, buffer: bytearray, start: int, end: int) -> None:
         """See `Aead.seal`."""
-        if not 0 <= start <= end <= len(buffer) - TAG:
-            raise _outside(start, end, buffer)
+        _check(start, end, len(buffer) - TAG)
         with ffi.from_buffer("unsigned char[]", buffer) as base:
             failed = self._encrypt(
                 base + start, ffi.NULL, base + start, end - start, ad, len(ad), ffi.NULL, self._nonce(n), self._key
@@ -92,8 +91,7 @@ class Direct(_Keyed):
 
     def open(self, n: int, ad: bytes, data: bytes | bytearray | memoryview, start: int, end: int) -> bytearray | None:
         """See `Aead.open`."""
-        if not 0 <= start <= end - TAG <= len(data) - TAG:
-            raise _outside(start, end - TAG, data)
+        _check(start, end - TAG, len(data) - TAG)
         plaintext = bytearray(end - start - TAG)
         with ffi.from_buffer("unsigned char[]", data) as base, ffi.from_buffer("unsigned char[]", plaintext) as target:
             failed = self._decrypt(
@@ -112,20 +110,20 @@ class ByBindings(_Keyed):
 
     def seal(self, n: int, ad: bytes, buffer: bytearray, start: int, end: int) -> None:
         """See `Aead.seal`."""
-        if not 0 <= start <= end <= len(buffer) - TAG:
-            raise _outside(start, end, buffer)
+        _check(start, end, len(buffer) - TAG)
         plaintext = bytes(memoryview(buffer)[start:end])
         buffer[start : end + TAG] = self._encrypt(plaintext, ad, self._nonce(n), self._key)
 
     def open(self, n: int, ad: bytes, data: bytes | bytearray | memoryview, start: int, end: int) -> bytearray | None:
         """See `Aead.open`."""
-        if not 0 <= start <= end - TAG <= len(data) - TAG:
-            raise _outside(start, end - TAG, data)
+        _check(start, end - TAG, len(data) - TAG)
         try:
             return bytearray(self._decrypt(bytes(memoryview(data)[start:end]), ad, self._nonce(n), self._key))
         except CryptoError:
             return None
 
 
-def _outside(start: int, end: int, data: bytes | bytearray | memoryview) -> IndexError:
-    return IndexError(f"{start} to {end} does not lie within {len(data) - TAG} bytes and a tag")
+def _check(start: int, end: int, most: int) -> None:
+    """Require a range of plaintext whose tag ends within the buffer."""
+    if not 0 <= start <= end <= most:
+        raise IndexError(f"{start} to {end} does not lie within {most} bytes and a tag")

@@ -72,9 +72,6 @@ RETAINED_MAX_BYTES: Final = 32 * 1024 * 1024
 #: that an ACK or a CREDIT in front of it does not split the chunk.
 DATA_BODY_BYTES: Final = 65_280
 
-#: A record that holds such a body and nothing else: 2 bytes of length, and the 16 of its tag.
-DATA_RECORD_BYTES: Final = 2 + FRAME_HEADER_BYTES + DATA_BODY_BYTES + 16
-
 #: Bytes that a channel may hold that were not yet written to the link: as many as whole frames take.
 QUEUE_MAX_BYTES: Final = 4 * DATA_BODY_BYTES
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
-from ._constants import DATA_RECORD_BYTES
+from ._constants import DATA_BODY_BYTES, FRAME_HEADER_BYTES
 from ._constants_link import LENGTH, MAX_PLAINTEXT, TAG
 from ._errors import LocalProtocolError, RecordInvalid
 from ._phase import Phase
@@ -25,6 +25,8 @@ __all__ = ["Transport"]
 
 _LENGTH: Final = struct.Struct(">H")
 _ROOM_FOR_TAG: Final = bytes(TAG)
+#: A record that holds a bulk transfer's DATA frame and nothing else.
+_DATA_RECORD_BYTES: Final = LENGTH + FRAME_HEADER_BYTES + DATA_BODY_BYTES + TAG
 # glibc gives what was freed at the end of the heap back to the kernel at once, and gets it again, page by page, with
 # the next block; unless it has seen that large ones come and go. So it sees one: nobody ever touches its pages.
 _ = bytes(4 << 20)
@@ -46,7 +48,6 @@ class Transport(Phase):
         self.handshake_hash = handshake_hash
         self._send = send
         self._receive = receive
-        # The counter runs on across a rekey (Noise section 11.3), so it says on both sides when the next is due.
         self._rekey_after = rekey_after
         self._pending = pending
         self._records = _RecordBuffer()
@@ -78,13 +79,11 @@ class Transport(Phase):
             ranges.append((at + LENGTH, at + LENGTH + size))
             at += LENGTH + size + TAG
         records = bytearray().join(pieces)
-        cipher = self._send
         # As `_fatal`, but written out: a generator-based context costs a tenth of encrypting a small record.
         try:
             for start, end in ranges:
-                cipher.seal(records, start, end)
-                if cipher.n % self._rekey_after == 0:
-                    cipher.rekey()
+                self._send.seal(records, start, end)
+                self._rekey_if_due(self._send)
         except BaseException:
             self._ended = "an error"
             raise
@@ -115,7 +114,7 @@ class Transport(Phase):
         One that is cut is copied. *most* has to be at least as long as two records.
         """
         missing = self._records.missing
-        return missing + (most - missing) // DATA_RECORD_BYTES * DATA_RECORD_BYTES
+        return missing + (most - missing) // _DATA_RECORD_BYTES * _DATA_RECORD_BYTES
 
     def receive_eof(self) -> None:
         """Note that the peer will send no more.
@@ -128,11 +127,14 @@ class Transport(Phase):
                 raise RecordInvalid("the connection ended within a record")
 
     def _open(self, data: bytes | memoryview, start: int, end: int) -> bytes | bytearray:
-        cipher = self._receive
-        plaintext = cipher.open(data, start, end)
+        plaintext = self._receive.open(data, start, end)
+        self._rekey_if_due(self._receive)
+        return plaintext if len(plaintext) > _SHORT_BYTES else bytes(plaintext)
+
+    def _rekey_if_due(self, cipher: CipherState) -> None:
+        # The counter runs on across a rekey (Noise section 11.3), so it says on both sides when the next is due.
         if cipher.n % self._rekey_after == 0:
             cipher.rekey()
-        return plaintext if len(plaintext) > _SHORT_BYTES else bytes(plaintext)
 
 
 class _RecordBuffer:

@@ -17,6 +17,7 @@ from pyinfra_agent_protocol import (
     Put,
     RecordInvalid,
 )
+from pyinfra_agent_protocol._constants import WINDOW_INITIAL_BYTES
 from tests.agent.helpers import House, is_alive, sh, socket_pair, until
 
 MIB = 1024 * 1024
@@ -191,6 +192,23 @@ async def test_peer_that_never_acknowledges_bounds_what_is_kept_for_it(nursery, 
     assert not session.protocol.has_data_to_send
     for process in house.supervisor.processes:
         process.kill_tree()
+
+
+async def test_what_others_have_queued_is_not_all_written_with_one_answer(nursery, monkeypatch):
+    """However much the socket takes: more than one sender's share is left to the writer, who lets others run."""
+    house = House(nursery, handle=never)
+    controller = await house.welcome(socket_pair)
+    calls = [controller.start(Info()) for _ in range(8)]
+    (session,) = house.sessions.sessions
+    await until(lambda: len(session._channels) == len(calls))
+    await trio.testing.wait_all_tasks_blocked()
+    for call in calls:
+        session.protocol.send_data(call.number, bytes(WINDOW_INITIAL_BYTES))
+    written = []
+    monkeypatch.setattr(os, "write", lambda descriptor, records: written.append(len(records)) or len(records))
+    assert not session.link.write_now()
+    assert QUEUE_MAX_BYTES <= sum(written) < 2 * QUEUE_MAX_BYTES < len(calls) * WINDOW_INITIAL_BYTES
+    assert session.protocol.has_data_to_send
 
 
 async def test_small_command_overtakes_a_bulk_transfer(nursery, tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from noise.connection import Keypair, NoiseConnection
 
 from pyinfra_agent_protocol import _link
-from pyinfra_agent_protocol._constants import DATA_BODY_BYTES, DATA_RECORD_BYTES, FRAME_HEADER_BYTES
+from pyinfra_agent_protocol._constants import DATA_BODY_BYTES, FRAME_HEADER_BYTES
 from pyinfra_agent_protocol._constants_link import (
     AGENT_PREFACE,
     KEY,
@@ -46,6 +46,7 @@ CONTROLLER_EPHEMERAL = KeyPair.from_secret(b"x" * 32)
 AGENT_EPHEMERAL = KeyPair.from_secret(b"y" * 32)
 OPENING_LENGTH = len(MAGIC) + 3 + KEY  # with one suite offered
 DATA_PLAINTEXT_BYTES = FRAME_HEADER_BYTES + DATA_BODY_BYTES
+DATA_RECORD_BYTES = LENGTH + DATA_PLAINTEXT_BYTES + TAG
 
 
 @pytest.fixture(params=Suite, ids=lambda suite: suite.name)
